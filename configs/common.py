@@ -1,0 +1,173 @@
+"""Every key of a config, once, with what it means. A config file changes values of these; it adds none."""
+
+from ml_collections import ConfigDict
+
+
+def image_tower(**changes):
+    """Keys of an image modality: a Vision Transformer over pixels."""
+    c = ConfigDict()
+    c.encoder = "vit"  # a name in nn/encoders.py
+    c.size = 64  # pixels a side
+    c.patch = 16
+    c.width = 192
+    c.depth = 4
+    c.heads = 3
+    c.mlp_dim = 768
+    c.act = "gelu"  # 'gelu' | 'gelu_tanh' | 'quick_gelu' (OpenAI's CLIP weights) | 'relu'
+    c.eps = 1e-6  # of LayerNorm
+    c.class_token = True
+    c.patch_bias = True
+    c.pre_norm = False  # LayerNorm between embeddings and blocks (CLIP)
+    c.final_norm = "tokens"  # 'tokens': of every token | 'pooled': of the pooled one only (CLIP)
+    c.pool = "class"  # 'class' | 'mean' | 'map' (attention pooling, SigLIP) | 'none'
+    c.pooler = False  # tanh(dense) on the pooled token (HF's ViT)
+    c.proj = True  # project the pooled token to the shared space
+    c.proj_bias = True
+    c.mean = (0.5, 0.5, 0.5)  # pixel statistics, of values in 0..1
+    c.std = (0.5, 0.5, 0.5)
+    c.dropout = 0.0
+    c.attention_dropout = 0.0
+    c.init_std = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation
+    c.scan = False  # scan over layers: compile time does not grow with depth
+    c.remat = "none"  # 'none' | 'full' | 'dots': what is recomputed in the backward pass
+    # Transform of the data, a name in data/transforms.py.
+    c.transform = "image"
+    c.augment = "none"  # 'none' | 'pad_crop' | 'random_resized_crop'
+    c.scale = (0.5, 1.0)  # share of the area that random_resized_crop keeps
+    c.flip = False  # mirrors left and right: wrong where captions name sides
+    c.resize = "squash"  # 'squash' | 'crop': shortest side, then centre crop
+    c.background = (255, 255, 255)  # under transparent pixels
+    c.max_pixels = 64_000_000  # larger images are refused from their header, before decoding
+    c.update(changes)
+    return c
+
+
+def text_tower(**changes):
+    """Keys of a text modality: a Transformer over token ids."""
+    c = ConfigDict()
+    c.encoder = "text"
+    c.vocab_size = 4096
+    c.max_length = 16  # tokens
+    c.width = 192
+    c.depth = 2
+    c.heads = 3
+    c.mlp_dim = 768
+    c.act = "gelu"
+    c.norm = "pre"  # 'pre' (CLIP) | 'post' (BERT, ALBEF)
+    c.eps = 1e-6
+    c.causal = False  # True: CLIP
+    c.mask_padding = True  # False: padding is attended to (CLIP, SigLIP)
+    c.type_embed = 0  # token types in the weights (BERT: 2)
+    c.embed_norm = False  # LayerNorm after the embeddings (BERT)
+    c.final_norm = True
+    c.pool = "class"  # 'class' | 'eot' (CLIP) | 'last' (SigLIP) | 'mean' | 'none'
+    c.eot_id = -1  # for pool='eot': the end-of-text token; -1: the largest id (CLIP's vocabulary)
+    c.pooler = False
+    c.proj = True
+    c.proj_bias = True
+    c.dropout = 0.0
+    c.attention_dropout = 0.0
+    c.init_std = 0.02
+    c.scan = False
+    c.remat = "none"
+    c.transform = "text"
+    c.lower = False
+    c.update(changes)
+    return c
+
+
+def base():
+    """The keys that are not a modality's, with defaults for small experiments on a CPU."""
+    c = ConfigDict()
+    c.seed = 0
+    c.mode = "corrected"  # 'corrected' | 'albef_original': reproduces the original's step, flaws included
+    c.steps = 1000
+    c.batch_size = 256  # of all devices together
+    c.micro_batches = 1  # memory of one micro-batch at a time; the result does not change
+
+    c.modalities = ConfigDict()  # name -> image_tower() | text_tower()
+
+    c.model = ConfigDict()
+    c.model.embed_dim = 128  # of the shared space
+    c.model.heads = ()  # of 'match' (does the pair belong together?), 'mlm' (masked words)
+    c.model.mlm_modality = "text"  # whose words the mlm head predicts
+    c.model.dtype = "float32"  # of activations; parameters and losses stay float32
+    c.model.fusion = ConfigDict()
+    c.model.fusion.kind = "none"  # 'none' | 'cross_attention' (query over context)
+    c.model.fusion.width = 192  # of the query's tokens
+    c.model.fusion.depth = 2
+    c.model.fusion.heads = 3
+    c.model.fusion.mlp_dim = 768
+    c.model.fusion.act = "gelu"
+    c.model.fusion.norm = "pre"
+    c.model.fusion.eps = 1e-6
+    c.model.fusion.dropout = 0.0
+    c.model.fusion.attention_dropout = 0.0
+    c.model.fusion.init_std = 0.02
+    c.model.fusion.scan = False
+    c.model.fusion.remat = "none"
+    c.model.temperature = ConfigDict()
+    c.model.temperature.kind = "log_scale"  # 'log_scale' (CLIP) | 'scalar' (ALBEF) | 'none'
+    c.model.temperature.init = 0.07
+    c.model.temperature.min = 0.01  # bounds, put back after each step
+    c.model.temperature.max = 1.0
+    c.model.temperature.bias = None  # start of a learned bias on the logits (SigLIP: -10.0)
+
+    # name -> {fn: a name in objectives/ (default: the name), weight, its keywords}; numbers may be schedules.
+    c.objectives = ConfigDict()
+
+    c.ema = ConfigDict()
+    c.ema.decay = 0.0  # of the teacher; 0: no teacher
+    c.queue = ConfigDict()
+    c.queue.size = 0  # teacher embeddings kept as further negatives; 0: no queue
+    c.queue.modalities = ("image", "text")
+
+    c.optim = ConfigDict()
+    c.optim.lr = ConfigDict(dict(schedule="cosine", peak=1e-3, warmup=100, end=0.0))  # schedules.py
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.98
+    c.optim.eps = 1e-6
+    c.optim.weight_decay = 0.1
+    c.optim.clip = 1.0  # global gradient norm; 0: off
+    c.optim.rules = ()  # ((path regex, lr factor, decay factor), ...); (): the mode's; lr factor 0 freezes
+
+    c.init = ConfigDict()  # start from other weights
+    c.init.path = ""  # .safetensors, .pth (tensors only), or a folder that holds one
+    c.init.format = "auto"  # 'auto' or a name in interop/
+    c.init.allow_unused = ()  # regexes of their keys that may stay unused
+    c.init.allow_missing = ()  # regexes of our parameters that may keep their random start
+    c.init.resize_pos_embed = False
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices that split the batch; -1: all that fsdp leaves
+    c.mesh.fsdp = 1  # devices that split batch and parameters
+    c.mesh.rules = ()  # ((path regex, partition spec), ...) instead of the fsdp rule
+
+    c.data = ConfigDict()
+    c.data.source = "tfds"  # a name in data/sources.py, or 'package.module:Class'
+    c.data.kwargs = ConfigDict()  # arguments of the source
+    c.data.train_split = "train"
+    c.data.eval_splits = ()
+    c.data.threads = 2
+    c.data.max_bad_share = 0.01  # of records that cannot be read; more is an error
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.kind = "wordpiece"
+    c.tokenizer.path = ""  # a tokenizer.json or vocab.txt; '': train one on the training captions
+    c.tokenizer.vocab_size = 4096
+    c.tokenizer.add_sep = True  # end a caption with [SEP]; the original ALBEF does not
+
+    c.log_every = 20  # steps
+    c.save_every = 500
+    c.eval_every = 0  # 0: at the end only
+    c.keep = 3  # newest checkpoints
+
+    c.eval = ConfigDict()
+    c.eval.names = ("retrieval",)  # evaluators, evals/
+    c.eval.batch_size = 256
+    c.eval.rerank = 0  # re-rank this many by the matching head; 0: off
+    c.eval.best = ""  # metric by which the best checkpoint is kept
+    c.eval.use_ema = False  # evaluate the teacher
+    c.eval.templates = ("a photo of a {}",)  # zero-shot prompts
+    c.eval.pictures = 8  # queries drawn in the retrieval picture
+    return c

@@ -1,0 +1,88 @@
+"""What train.py and eval.py share: arguments, exit codes, one clear line for bad input."""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+
+from multimodal.errors import UserError
+
+# argument: (help, default)
+ARGUMENTS = {
+    "config": ("configs/NAME.py[:ARG], a Python file that is executed", None),
+    "workdir": ("folder of the run", None),
+    "step": ("checkpoint: a step, 'latest' or 'best'", "latest"),
+    "evals": ("evaluators, comma-separated; default: the config's", ""),
+}
+
+
+def parse_args(doc, required, argv):
+    """Known arguments, and `overrides`: the 'key=value' of each --config.key=value.
+
+    `--data SOURCE` is short for --config.data.source. Raises UserError for anything else.
+    """
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, exit_on_error=False)
+    names = [n for n in ARGUMENTS if n in required or (n in ("step", "evals") and "config" not in required)]
+    for name in names:
+        text, default = ARGUMENTS[name]
+        parser.add_argument(f"--{name}", help=text, default=default)
+    if "config" not in required:
+        parser.add_argument("--data", help="another source, as config.data.source", default="")
+    try:
+        args, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as e:
+        raise UserError(str(e)) from None
+    args.overrides = []
+    if getattr(args, "data", ""):
+        args.overrides.append(f"data.source={args.data}")
+    rest = list(rest)
+    while rest:
+        item = rest.pop(0)
+        if not item.startswith("--config."):
+            close = difflib.get_close_matches(item.split("=")[0].lstrip("-"), [*names, "config.", "data"], n=1)
+            raise UserError(f"unknown argument {item}" + (f" (did you mean --{close[0]}?)" if close else ""))
+        key = item.removeprefix("--config.")
+        if "=" not in key and rest and not rest[0].startswith("--"):
+            key += "=" + rest.pop(0)
+        args.overrides.append(key)
+    for name in required:
+        if not getattr(args, name):
+            raise UserError(f"--{name} is missing; usage: {doc.strip().split(': ', 1)[-1]}")
+    return args
+
+
+def run_command(main, doc, required):
+    """Run main(args) as a program: exit 0; 2 with one line for a UserError; a traceback for a bug."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for chatty in ("absl", "jax", "orbax", "grain", "matplotlib", "tensorflow_datasets"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        args = parse_args(doc, required, sys.argv[1:])
+        mark_flags_as_parsed()
+        use_compilation_cache()
+        main(args)
+    except UserError as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def mark_flags_as_parsed():
+    """grain reads absl flags, which nothing here parses."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def use_compilation_cache():
+    """Keep compiled programs in the user's cache folder: a resumed run starts in seconds."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "multimodal", "jax"))

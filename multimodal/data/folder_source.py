@@ -1,0 +1,76 @@
+"""A JSONL file beside a folder of images."""
+
+import os
+
+from multimodal.data import jsonl
+from multimodal.data.sources import read_label_names
+from multimodal.errors import BadRecord
+
+
+class JsonlFolderSource:
+    """Rows `{"id", "image": path inside the folder, "captions": [...], "label"?, "split"?}`.
+
+    Arguments: `jsonl` (file), `folder` (default: where the JSONL file lies), names of the fields,
+    `split_field` ('' takes all rows), `label_names` (list or file) and `template`, which makes the
+    text of a row that has a label but no captions. Rows with the same id are positives of each
+    other. Raises UserError with file and line for a bad row, a missing image and a path that
+    leaves the folder.
+    """
+
+    def __init__(self, split, jsonl, folder='', image_field='image', text_field='captions',
+                 id_field='id', label_field='label', split_field='', label_names=None,
+                 template='a photo of a {}'):
+        self.name = f'{os.path.basename(jsonl)}:{split}'
+        self.label_names = read_label_names(label_names)
+        self._folder = os.path.realpath(folder or os.path.dirname(os.path.abspath(jsonl)))
+        self._fields = (image_field, text_field, id_field, label_field)
+        self._template = template
+        self._rows = self._read(jsonl, split, split_field)
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        number, path, texts, label = self._rows[index]
+        try:
+            with open(path, 'rb') as f:
+                image = f.read()
+        except OSError as e:
+            raise BadRecord(f'cannot read {path!r}: {e.strerror}') from None
+        example = {'id': number, 'image': image, 'text': texts}
+        return example if label is None else {**example, 'label': label}
+
+    def _read(self, path, split, split_field):
+        rows, numbers = [], {}
+        for line, row in jsonl.read_jsonl(path):
+            if split_field and jsonl.string_field(path, line, row, split_field) != split:
+                continue
+            image, texts, key, label = self._row(path, line, row)
+            rows.append((numbers.setdefault(key, len(numbers)), image, texts, label))
+        return rows
+
+    def _row(self, path, line, row):
+        image_field, text_field, id_field, label_field = self._fields
+        name = jsonl.string_field(path, line, row, image_field)
+        key = jsonl.string_field(path, line, row, id_field) if id_field in row else name
+        label = jsonl.label(path, line, row, label_field, self.label_names)
+        texts = jsonl.captions(path, line, row, text_field, required=label is None)
+        if not texts:
+            texts = [self._template.format(self.label_names[label])]
+        return self._inside(path, line, name), texts, key, label
+
+    def _inside(self, path, line, name):
+        """The real path of an image, which must be a file inside the folder."""
+        try:
+            full = os.path.realpath(os.path.join(self._folder, name))
+            inside = os.path.commonpath([full, self._folder]) == self._folder
+            exists = inside and os.path.isfile(full)
+        except (ValueError, UnicodeEncodeError) as e:
+            raise jsonl.fault(path, line, f'image {name!r} is no path ({e})') from None
+        if not inside:
+            raise jsonl.fault(path, line, f'image {name!r} lies outside {self._folder!r}')
+        if not exists:
+            raise jsonl.fault(path, line, f'image {name!r} does not exist in {self._folder!r}')
+        return full
+
+

@@ -1,0 +1,141 @@
+"""Tar shards of images with captions in a JSONL file, or inside the shards themselves."""
+
+import glob
+import json
+import logging
+import os
+
+from multimodal.data import jsonl
+from multimodal.data.sources import read_label_names
+from multimodal.data.tar_index import Shards
+from multimodal.errors import UserError
+
+IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp')
+log = logging.getLogger(__name__)
+
+
+class _ShardSource:
+    """What both kinds share: rows of (int id, image Member, captions, label or None)."""
+
+    label_names = None
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        number, member, texts, label = self._rows[index]
+        if not isinstance(texts, list):
+            texts = [_text(self._shards.read(texts))]
+        example = {'id': number, 'image': self._shards.read(member), 'text': texts}
+        return example if label is None else {**example, 'label': label}
+
+    def _finish(self, max_missing_share):
+        """Log what was left out, and refuse when that is too much of the whole."""
+        self.report = dict(self._shards.report)
+        lost = sum(v for k, v in self.report.items() if k != 'duplicate_member')
+        if self.report:
+            log.warning('%s: left out or damaged: %s', self.name, self.report)
+        if lost > max_missing_share * max(1, len(self._rows) + lost):
+            raise UserError(f'{self.name}: {lost} samples or shards are missing or damaged '
+                            f'({self.report}), more than max_missing_share={max_missing_share}')
+
+
+class JsonlTarSource(_ShardSource):
+    """Images in tar shards (`<id>.jpg`), captions in a JSONL file (`id, split, captions`).
+
+    Arguments: `folder` (with `captions.jsonl` and `*.tar`) or `jsonl` and `shards` (a glob or a
+    list), names of the fields (`split_field=''` takes all rows), `label_names`, `template` as in
+    `jsonl_folder`, `on_bad` ('error' or 'skip' damaged shards) and `max_missing_share` (rows
+    without an image that are tolerated; they are counted in `report`).
+    """
+
+    def __init__(self, split, folder='', jsonl='', shards='', text_field='captions', id_field='id',
+                 label_field='label', split_field='split', label_names=None,
+                 template='a photo of a {}', on_bad='error', max_missing_share=0.01):
+        path = jsonl or os.path.join(folder, 'captions.jsonl')
+        paths = _find(shards or os.path.join(folder, '*.tar'))
+        self.name = f'{os.path.basename(os.path.dirname(os.path.abspath(path)))}:{split}'
+        self.label_names = read_label_names(label_names)
+        self._fields = (text_field, id_field, label_field, template)
+        rows = self._read(path, split, split_field)
+        self._shards = Shards(paths, on_bad)
+        self._rows = self._join(rows)
+        self._finish(max_missing_share)
+
+    def _read(self, path, split, split_field):
+        text_field, id_field, label_field, template = self._fields
+        rows = []
+        for line, row in jsonl.read_jsonl(path):
+            if split_field and jsonl.string_field(path, line, row, split_field) != split:
+                continue
+            key = jsonl.string_field(path, line, row, id_field)
+            label = jsonl.label(path, line, row, label_field, self.label_names)
+            texts = jsonl.captions(path, line, row, text_field, required=label is None)
+            rows.append((key, texts or [template.format(self.label_names[label])], label))
+        return rows
+
+    def _join(self, rows):
+        joined, numbers = [], {}
+        for key, texts, label in rows:
+            member = _image_member(self._shards.samples.get(key, {}))
+            if member is None:
+                if not self._shards.report['missing_image']:
+                    log.warning('%s: no image for id %r in any shard', self.name, key)
+                self._shards.report['missing_image'] += 1
+            else:
+                joined.append((numbers.setdefault(key, len(numbers)), member, texts, label))
+        self._shards.samples = {}  # Only the rows' own members are needed from here on.
+        return joined
+
+
+class TarSource(_ShardSource):
+    """Shards that hold images and captions side by side (`key.jpg`, `key.txt` or `key.json`).
+
+    Arguments: `shards` (a glob or a list), `text_extension` ('txt', or 'json' with `text_field`),
+    `on_bad`, `max_missing_share` (samples without an image or a text, counted in `report`). The
+    split is only a name here: give other shards for another split.
+    """
+
+    def __init__(self, split, shards, text_extension='txt', text_field='caption', on_bad='error',
+                 max_missing_share=0.01):
+        self.name = f'tar:{split}'
+        self._shards = Shards(_find(shards), on_bad)
+        self._rows = []
+        for sample in self._shards.samples.values():
+            image, text = _image_member(sample), sample.get(text_extension)
+            if image is None or text is None or not text.size:
+                self._shards.report['missing_text' if image else 'missing_image'] += 1
+                continue
+            if text_extension == 'json':
+                text = [_json_text(self._shards, text, text_field)]
+            self._rows.append((len(self._rows), image, text, None))
+        self._shards.samples = {}
+        self._finish(max_missing_share)
+
+
+def _find(pattern):
+    """The shards of a glob or of a list of globs, sorted."""
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    paths = sorted({path for p in patterns for path in glob.glob(os.path.expanduser(p))})
+    if not paths:
+        raise UserError(f'no tar shards match {pattern!r}')
+    return paths
+
+
+def _image_member(sample):
+    """The image of a sample, or None; an empty file is no image."""
+    found = (sample[e] for e in IMAGE_EXTENSIONS if e in sample)
+    return next((member for member in found if member.size), None)
+
+
+def _text(data):
+    return data.decode('utf-8', 'replace').removeprefix('\ufeff').strip()
+
+
+def _json_text(shards, member, field):
+    try:
+        text = json.loads(shards.read(member))[field]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f'{shards.paths[member.shard]}: JSON member at byte {member.offset} has no '
+                        f'{field!r} ({e!r})') from None
+    return str(text)

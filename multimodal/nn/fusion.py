@@ -1,0 +1,61 @@
+"""Fusions: Tokens of one modality over Tokens of another."""
+
+import dataclasses
+
+from flax import linen as nn
+
+from multimodal.nn.layers import BlockConfig, Stack, Tokens, fold_keys, layer_norm
+
+FUSIONS: dict[str, type[nn.Module]] = {}
+
+
+def register_fusion(name):
+    """Class decorator: make a fusion known to configs as `fusion.kind = name`."""
+
+    def add(cls):
+        FUSIONS[name] = cls
+        return cls
+
+    return add
+
+
+def build_fusion(cfg: dict, dtype: str) -> nn.Module:
+    """The fusion that the config's `fusion` asks for."""
+    cls = FUSIONS[cfg["kind"]]
+    fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
+    return cls(**{k: v for k, v in cfg.items() if k in fields}, dtype=dtype)
+
+
+@register_fusion("cross_attention")
+class CrossAttentionFusion(nn.Module):
+    """Blocks of self-attention on the query and cross-attention to the context.
+
+    With post-norm blocks of the text encoder's sizes this is the upper half of ALBEF's BERT (Li et al. 2021,
+    section 3.1).
+    """
+
+    width: int = 768
+    depth: int = 6
+    heads: int = 12
+    mlp_dim: int = 3072
+    act: str = "gelu"
+    norm: str = "post"
+    eps: float = 1e-12
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init_std: float = 0.02
+    scan: bool = False
+    remat: str = "none"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, query: Tokens, context: Tokens) -> Tokens:
+        cfg = BlockConfig(
+            self.width, self.heads, self.mlp_dim, self.act, self.norm, self.eps, cross=True,
+            dropout=self.dropout, attention_dropout=self.attention_dropout,
+            init_std=self.init_std, dtype=self.dtype,
+        )
+        stack = Stack(cfg, self.depth, self.scan, self.remat, name="stack")
+        x = stack(query.x, fold_keys(query.keys, 0), query.mask, context)
+        x = layer_norm(self.eps, self.dtype, "norm_final")(x) if self.norm == "pre" else x
+        return Tokens(x, query.mask, fold_keys(query.keys, 1))

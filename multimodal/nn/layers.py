@@ -1,0 +1,230 @@
+"""Transformer building blocks that every encoder, fusion and decoder share."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax.sharding import PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")
+
+
+class Tokens(struct.PyTreeNode):
+    """The one currency between networks.
+
+    Attributes:
+      x: [B, L, D] features.
+      mask: [B, L] bool, True where a token is real. An all-False row is an example without this modality.
+      keys: [B] PRNG keys, one an example, that drive dropout; None switches dropout off. Keyed by
+        example, a draw does not depend on the batch's order, size or micro-batches.
+    """
+
+    x: jax.Array
+    mask: jax.Array
+    keys: jax.Array | None = None
+
+
+def quick_gelu(x):
+    """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """Sizes and switches of one Transformer block; see Block."""
+
+    width: int
+    heads: int
+    mlp_dim: int
+    act: str = "gelu"
+    norm: str = "pre"  # 'pre': x + f(LN(x)), as ViT and CLIP; 'post': LN(x + f(x)), as BERT
+    eps: float = 1e-6
+    causal: bool = False
+    cross: bool = False
+    dropout: float = 0.0  # of residual branches
+    attention_dropout: float = 0.0  # of attention probabilities
+    init_std: float = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation (BERT: 0.02)
+    dtype: str = "float32"
+
+    @property
+    def kernel_init(self):
+        """The initialiser of every matrix in the block."""
+        if self.init_std:
+            return nn.initializers.normal(self.init_std)
+        return nn.initializers.xavier_uniform()
+
+
+def shard_batch(x):
+    """Keep the leading axis of x sharded over the mesh's batch axes, if a mesh is set and divides it.
+
+    One such constraint a block keeps the partitioner from re-sharding activations under FSDP.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+    size = 1
+    for a in axes:
+        size *= mesh.shape[a]
+    if size == 1 or x.shape[0] % size:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def fold_keys(keys, data: int):
+    """Fold an integer into per-example keys [B]; None stays None."""
+    return None if keys is None else jax.vmap(lambda k: jax.random.fold_in(k, data))(keys)
+
+
+def dropout(x, rate: float, keys):
+    """Inverted dropout of x [B, ...] with one PRNG key an example; identity where keys is None."""
+    if keys is None or not rate:
+        return x
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
+    """softmax(q k^T / sqrt(d)) v for q [B, T, H, d], k and v [B, S, H, d], mask [B, S].
+
+    jax.nn.dot_product_attention brings the cuDNN and TPU paths; it has no dropout and always
+    takes its softmax in float32, so dropout and float64 go by the formula.
+    """
+    if q.dtype != jnp.float64 and not (rate and keys is not None):
+        mask = None if mask is None else mask[:, None, None, :]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=dtype)
+    logits = logits / jnp.sqrt(jnp.asarray(q.shape[-1], dtype))
+    allowed = jnp.ones(logits.shape[-2:], bool)
+    allowed = (jnp.tril(allowed) if causal else allowed)[None, None]
+    if mask is not None:
+        allowed = allowed & mask[:, None, None, :]
+    # A finite floor, not -inf: a row with nothing to look at must not become NaN.
+    probs = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(dtype).min / 2), axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", dropout(probs, rate, keys).astype(v.dtype), v)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, T, width] over context [B, S, any]; q, k and v go straight into heads."""
+
+    width: int
+    heads: int
+    dropout: float = 0.0
+    causal: bool = False
+    kernel_init: Callable = nn.initializers.xavier_uniform()
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, context, mask=None, keys=None):
+        split = partial(
+            nn.DenseGeneral,
+            features=(self.heads, self.width // self.heads),
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+        )
+        q, k, v = split(name="query")(x), split(name="key")(context), split(name="value")(context)
+        out = attend(q, k, v, mask, self.causal, self.dropout, keys)
+        return nn.DenseGeneral(
+            self.width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out"
+        )(out)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation between them."""
+
+    width: int
+    hidden: int
+    act: str = "gelu"
+    kernel_init: Callable = nn.initializers.xavier_uniform()
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        h = ACTIVATIONS[self.act](dense(self.hidden, name="up")(x))
+        return dense(self.width, name="down")(h)
+
+
+def layer_norm(eps, dtype, name):
+    """LayerNorm with the two-pass variance: E[x^2] - E[x]^2 loses digits that parity needs."""
+    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention, MLP; pre-norm (ViT, CLIP) or post-norm (BERT, ALBEF)."""
+
+    cfg: BlockConfig
+
+    @nn.compact
+    def __call__(self, x, keys, mask=None, context=None):
+        """x [B, L, D], keys [B] or None, mask [B, L] or None, context Tokens or None -> [B, L, D]."""
+        c = self.cfg
+        attention = partial(
+            Attention, c.width, c.heads, c.attention_dropout, kernel_init=c.kernel_init, dtype=c.dtype
+        )
+
+        def branch(x, name, i, fn):
+            norm = layer_norm(c.eps, c.dtype, f"norm_{name}")
+            keys_in, keys_out = fold_keys(keys, 2 * i), fold_keys(keys, 2 * i + 1)
+            if c.norm == "pre":
+                return x + dropout(fn(norm(x), keys_in), c.dropout, keys_out)
+            return norm(x + dropout(fn(x, keys_in), c.dropout, keys_out))
+
+        x = shard_batch(x)
+        self_attention = attention(causal=c.causal, name="attention")
+        x = branch(x, "attention", 0, lambda h, k: self_attention(h, h, mask, k))
+        if c.cross:
+            cross_attention = attention(name="cross_attention")
+            # An example without context gets nothing from it, rather than a mean of padding.
+            seen = context.mask.any(-1)[:, None, None]
+            x = branch(
+                x, "cross_attention", 1,
+                lambda h, k: jnp.where(seen, cross_attention(h, context.x, context.mask, k), 0),
+            )
+        mlp = Mlp(c.width, c.mlp_dim, c.act, c.kernel_init, c.dtype, name="mlp")
+        return branch(x, "mlp", 2, lambda h, _: mlp(h))
+
+
+REMAT = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nn.Module):
+    """A stack of blocks, unrolled or scanned (compile time then does not grow with depth)."""
+
+    cfg: BlockConfig
+    depth: int
+    scan: bool = False
+    remat: str = "none"  # 'none' | 'full' | 'dots' (keep matrix products)
+
+    @nn.compact
+    def __call__(self, x, keys=None, mask=None, context=None):
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        if not self.scan:
+            for i in range(self.depth):
+                x = block(self.cfg, name=f"block_{i}")(x, fold_keys(keys, i), mask, context)
+            return x
+
+        def body(module, x, i):
+            return module(x, fold_keys(keys, i), mask, context), None
+
+        scanned = nn.scan(
+            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+        )
+        x, _ = scanned(block(self.cfg, name="blocks"), x, jnp.arange(self.depth))
+        return x

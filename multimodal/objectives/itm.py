@@ -1,0 +1,55 @@
+"""Image-text matching: does a pair belong together? (Li et al. 2021, ALBEF, eq. 3)"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multimodal.objectives.contrastive import default_positives
+from multimodal.objectives.registry import register
+from multimodal.objectives.sampling import draw_negatives, index_of, masked_mean
+
+stop = jax.lax.stop_gradient
+
+
+@register("itm")
+def itm(
+    net, out, batch, rng, a="image", b="text", positives="", negatives=None, mode="corrected"
+):
+    """Cross-entropy of the matching head on B positives and 2B hard negatives drawn within the batch.
+
+    For each b (text) a negative a (image), and for each a a negative b, drawn in proportion to exp(similarity); never
+    one with the same id. Examples without any negative contribute their positive only.
+
+    Args:
+      a: the modality that is the fusion's context; b: its query.
+      positives: 'id' or 'diagonal', which pairs belong together; by default what the mode does.
+      negatives: (a for each b, b for each a), [B] int each, to use instead of drawing (parity tests).
+    Returns: loss, {'accuracy': over positives and negatives}.
+    """
+    ids, present = batch["id"], out[a].present & out[b].present
+    positives = positives or default_positives(mode)
+    size = len(ids)
+    same = jnp.eye(size, dtype=bool)
+    same = same if positives == "diagonal" else same | (ids[:, None] == ids[None])
+    allowed = ~same & present[:, None] & present[None]
+    sims = stop(net.scale() * out[b].embed @ out[a].embed.T)
+    if negatives is None:
+        index = index_of(batch, size)
+        rng_a, rng_b = jax.random.split(rng)
+        neg_a, found = draw_negatives(rng_a, sims, allowed, index)
+        neg_b, _ = draw_negatives(rng_b, sims.T, allowed, index)
+    else:
+        (neg_a, neg_b), found = negatives, allowed.any(1)
+
+    def take(tokens, i):
+        return jax.tree.map(lambda v: v[i], tokens)
+
+    tokens_a, tokens_b = out[a].tokens, out[b].tokens
+    query = jax.tree.map(lambda *v: jnp.concatenate(v), tokens_b, tokens_b, take(tokens_b, neg_b))
+    context = jax.tree.map(lambda *v: jnp.concatenate(v), tokens_a, take(tokens_a, neg_a), tokens_a)
+    logits = net.per_example(lambda net, q, c: net.match(net.fuse(q, c)), query, context)
+    labels = jnp.repeat(jnp.array([1, 0, 0]), size, total_repeat_length=3 * size)
+    weights = jnp.concatenate([present, present & found, present & found])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    right = (logits.argmax(1) == labels).astype(losses.dtype)
+    return masked_mean(losses, weights), {"accuracy": masked_mean(right, weights)}

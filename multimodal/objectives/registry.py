@@ -1,0 +1,68 @@
+"""Names of objectives, and the list of them that a config asks for."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+from multimodal.errors import UserError
+from multimodal.registry import lookup
+from multimodal.schedules import Schedule, value_at
+
+OBJECTIVES: dict[str, Callable] = {}
+
+
+def register(name):
+    """Decorator: make an objective known to configs as `fn = name`."""
+
+    def add(fn):
+        OBJECTIVES[name] = fn
+        return fn
+
+    return add
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One term of the total: weight * fn(net, out, batch, rng, **kwargs).
+
+    The weight and any keyword may be a schedule; its value is taken at the current step.
+    """
+
+    name: str
+    fn: Callable
+    weight: float | Schedule
+    kwargs: dict
+
+    def __call__(self, net, out, batch, rng, step):
+        """Returns the unweighted loss, its weight at this step and the metrics."""
+        kwargs = {k: value_at(v, step) for k, v in self.kwargs.items()}
+        loss, metrics = self.fn(net, out, batch, rng, **kwargs)
+        return loss, value_at(self.weight, step), metrics
+
+
+def build(config, known_values=None) -> list[Objective]:
+    """The objectives of `config.objectives`, in order.
+
+    `known_values` ({keyword: value}: the mode, ids of the tokenizer) go to those functions that take them
+    and whose config does not set them.
+
+    Raises UserError for an unknown function or keyword.
+    """
+    objectives = []
+    for name, spec in config.objectives.items():
+        spec = dict(spec)
+        fn = lookup(OBJECTIVES, spec.pop("fn", name), f"config.objectives.{name}.fn")
+        weight = spec.pop("weight", 1.0)
+        known = list(inspect.signature(fn).parameters)[4:]
+        for key in spec:
+            if key not in known:
+                raise UserError(
+                    f"config.objectives.{name}.{key}: {fn.__name__} takes {', '.join(known)}"
+                )
+        spec = {k: v for k, v in (known_values or {}).items() if k in known} | spec
+        total = config.steps
+        kwargs = {k: Schedule.parse(v, total) for k, v in spec.items()}
+        objectives.append(Objective(name, fn, Schedule.parse(weight, total), kwargs))
+    if not objectives:
+        raise UserError("config.objectives is empty: name at least one objective")
+    return objectives

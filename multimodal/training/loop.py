@@ -1,0 +1,175 @@
+"""The training loop: batches in, steps, logs, checkpoints, evaluations."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+
+import jax
+
+from multimodal.config import check_same, read_config, save_config
+from multimodal.errors import UserError
+from multimodal.training import flops, setup
+from multimodal.training.checkpoint import Checkpoints
+from multimodal.training.logging import MetricLogger
+from multimodal.training.optim import learning_rate
+from multimodal.training.sharding import check_batch, make_mesh, to_global
+from multimodal.training.step import make_step
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is NaN or infinite; nothing of it was saved."""
+
+
+def train(config, workdir):
+    """Train to config.steps, resuming from the workdir's newest checkpoint; returns the last metrics.
+
+    Raises UserError for a config, data or workdir that cannot be trained with.
+    """
+    workdir = pathlib.Path(workdir)
+    if (workdir / "config.json").exists():
+        check_same(config, read_config(workdir))
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
+    source = setup.get_source(config, config.data.train_split)
+    tokenizer = setup.get_tokenizer(config, workdir, source)
+    pipeline = setup.get_pipeline(config, source, tokenizer)
+    goals = setup.get_objectives(config, tokenizer)
+    with jax.set_mesh(mesh):
+        model, tx, state = setup.build_state(config, mesh)
+        if jax.process_index() == 0:
+            save_config(config, workdir)
+        checkpoints = Checkpoints(workdir, config.keep, config.eval.best)
+        try:
+            done = checkpoints.steps()
+            if done:
+                state = checkpoints.restore(done[-1], state)
+                log.info("resumed from step %d", done[-1])
+            run = Run(config, workdir, mesh, model, tokenizer, checkpoints)
+            return run.steps(state, make_step(config, model, goals, tx), pipeline)
+        finally:
+            checkpoints.close()
+
+
+class Run:
+    """One run of the loop; holds what does not change from step to step."""
+
+    def __init__(self, config, workdir, mesh, model, tokenizer, checkpoints):
+        self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
+        self.tokenizer, self.checkpoints = tokenizer, checkpoints
+        self.lr = learning_rate(config)
+
+    def steps(self, state, step_fn, pipeline):
+        """Run from state.step to config.steps."""
+        c, first = self.config, int(state.step)
+        step_fn = jax.jit(step_fn, donate_argnums=0)
+        metrics, clock = {}, None
+        batches = pipeline.iterate(first)
+        try:
+            with MetricLogger(self.workdir, c.steps, first, active=jax.process_index() == 0) as logger:
+                for step in range(first + 1, c.steps + 1):
+                    began = time.perf_counter()
+                    batch = to_global(next(batches), self.mesh)
+                    waited = time.perf_counter() - began
+                    if clock is None:
+                        compiled = step_fn.lower(state, batch).compile()
+                        clock = Clock(c.batch_size, flops.per_step(step_fn, state, batch))
+                    state, metrics = compiled(state, batch)
+                    clock.tick(waited)
+                    logger.tick(step)
+                    if step % c.log_every == 0 or step == c.steps:
+                        logger.write(step, self._row(step, metrics, clock))
+                    self._after(step, state, metrics, clock, logger)
+        finally:
+            batches.close()
+        return {k: float(v) for k, v in metrics.items()}
+
+    def _row(self, step, metrics, clock):
+        row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        row["train/lr"] = float(self.lr(step - 1))
+        row |= clock.read()
+        check_finite(step, row)
+        return row
+
+    def _after(self, step, state, metrics, clock, logger):
+        """Evaluate and save where the config says so; neither counts as training time."""
+        c, last = self.config, step == self.config.steps
+        scores = None
+        if last or (c.eval_every and step % c.eval_every == 0):
+            scores = self._evaluate(step, state, logger)
+            clock.restart()
+        if last or step % c.save_every == 0:
+            check_finite(step, {k: float(v) for k, v in metrics.items()})
+            self.checkpoints.save(state, scores)
+            clock.restart()
+
+    def _evaluate(self, step, state, logger):
+        from multimodal.evals import evaluate
+
+        params = state.ema if self.config.eval.use_ema else state.params
+        scores = evaluate(self.config, self.model, params, self.tokenizer, self.mesh)
+        if jax.process_index() == 0:
+            write_scores(self.workdir, step, scores)
+            logger.write(step, {f"eval/{k}": v for k, v in scores.items()})
+        best = self.config.eval.best
+        if best and best not in scores:
+            raise UserError(f"config.eval.best: no metric {best!r}; there are {', '.join(sorted(scores))}")
+        return scores
+
+
+def write_scores(workdir, step, scores):
+    """Write eval/STEP.json, at no moment half of it; scores of other evaluations of that step stay."""
+    path = pathlib.Path(workdir, "eval", f"{step}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        scores = json.loads(path.read_text(encoding="utf-8")) | scores
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def check_finite(step, row):
+    """Raise NonFiniteLoss where the loss or the gradient is not a number."""
+    for key in ("train/loss", "train/grad_norm"):
+        if not math.isfinite(row[key]):
+            parts = ", ".join(f"{k} {v:.3g}" for k, v in row.items() if k.endswith("/loss"))
+            raise NonFiniteLoss(
+                f"step {step}: {key} is {row[key]} ({parts}); nothing of it was saved. Lower the learning rate, "
+                "clip gradients (config.optim.clip), or look at the data of that step"
+            )
+
+
+class Clock:
+    """Samples a second, share of time waiting for data, and model FLOPs utilisation, since the last reading."""
+
+    def __init__(self, batch_size, flops_per_step):
+        self._batch_size, self._flops = batch_size, flops_per_step
+        self.restart()
+
+    def restart(self):
+        """Forget what was measured: what comes next is not a training step."""
+        self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def tick(self, waited):
+        """Count a step that waited so many seconds for its batch."""
+        self._steps += 1
+        self._waited += waited
+
+    def read(self):
+        """Metrics since the last reading."""
+        seconds = time.perf_counter() - self._began
+        if not self._steps or seconds <= 0:
+            return {}
+        row = {
+            "train/samples_per_s": self._batch_size * self._steps / seconds,
+            "train/data_wait": self._waited / seconds,
+        }
+        peak = flops.peak_flops()
+        if peak and self._flops:
+            row["train/mfu"] = self._flops * self._steps / seconds / peak
+        self.restart()
+        return row

@@ -1,0 +1,114 @@
+"""From a config to the pieces of a run: data, tokenizer, model, state."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from multimodal import objectives
+from multimodal.data.pipeline import Pipeline
+from multimodal.data.sources import build_source
+from multimodal.data.tokenizer import Tokenizer, train_tokenizer
+from multimodal.data.transforms import build_transforms
+from multimodal.errors import UserError
+from multimodal.nn.model import build_model
+from multimodal.training.optim import make_optimizer
+from multimodal.training.sharding import state_shardings
+from multimodal.training.step import new_state
+
+
+def get_source(config, split):
+    """The data source of a config, at a split."""
+    return build_source(config.data.source, split, config.data.kwargs.to_dict())
+
+
+def get_tokenizer(config, workdir, source=None):
+    """The workdir's tokenizer; made on the first run, from a path or from the training captions.
+
+    Raises UserError where it has more tokens than a text tower embeds.
+    """
+    texts = [m for m, c in config.modalities.items() if c.transform == "text"]
+    if not texts:
+        return None
+    path = pathlib.Path(workdir, "tokenizer.json")
+    if path.exists():
+        tokenizer = Tokenizer.load(path)
+    elif config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer)
+    else:
+        tokenizer = train_tokenizer(_captions(source, texts[0]), config.tokenizer)
+    for m in texts:
+        room = config.modalities[m].vocab_size
+        if tokenizer.vocab_size > room:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, config.modalities.{m}.vocab_size is {room}: "
+                "make them agree, or use the tokenizer that the model was trained with"
+            )
+    if not path.exists() and jax.process_index() == 0:
+        tokenizer.save(path)
+    return tokenizer
+
+
+def _captions(source, modality):
+    for i in range(len(source)):
+        text = source[i].get(modality, ())
+        yield from [text] if isinstance(text, str) else text
+
+
+def get_pipeline(config, source, tokenizer):
+    """The training pipeline: batch = f(seed, step), this process's slice."""
+    return Pipeline(
+        source,
+        build_transforms(config.modalities, train=True, tokenizer=tokenizer),
+        config.batch_size,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+        max_bad_share=config.data.max_bad_share,
+    )
+
+
+def get_objectives(config, tokenizer):
+    """The config's objectives; what they need to know of the tokenizer is filled in."""
+    known = {"mode": config.mode}
+    if tokenizer is not None:
+        known |= {"mask_id": tokenizer.mask, "keep_ids": (tokenizer.pad, tokenizer.cls)}
+    return objectives.build(config, known)
+
+
+def example_batch(config, size=2):
+    """Zeros in the shapes and types of a batch, to initialise a model with."""
+    shapes = {
+        "image": lambda c: np.zeros((size, c.size, c.size, 3), np.uint8),
+        "text": lambda c: np.zeros((size, c.max_length), np.int32),
+    }
+    return {m: shapes[c.transform](c) for m, c in config.modalities.items()}
+
+
+def init_params(config, model):
+    """Random parameters of the model, a function of the seed alone."""
+    params = model.init(jax.random.key(config.seed), example_batch(config))["params"]
+    return jax.tree.map(jnp.asarray, params)
+
+
+def build_state(config, mesh):
+    """Model, optimizer and the state of step 0, every array made where it is to lie."""
+    model = build_model(config)
+    init = functools.partial(init_params, config, model)
+    tx = make_optimizer(config, jax.eval_shape(init))
+    if config.init.path:
+        from multimodal.interop import initialise_from
+
+        params = initialise_from(init(), config.init, config)
+        make = functools.partial(new_state, config, tx=tx)
+        shardings = state_shardings(jax.eval_shape(make, params), mesh, config.mesh.rules)
+        return model, tx, jax.jit(make, out_shardings=shardings)(params)
+
+    def make():
+        return new_state(config, init(), tx)
+
+    shardings = state_shardings(jax.eval_shape(make), mesh, config.mesh.rules)
+    return model, tx, jax.jit(make, out_shardings=shardings)()

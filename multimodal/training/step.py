@@ -1,0 +1,106 @@
+"""The train state, and one pure step: objectives -> gradient -> update. Nothing here knows what is trained."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from multimodal.nn.model import Net, bounded
+from multimodal.objectives.queue import empty_queue, enqueue
+
+
+class State(struct.PyTreeNode):
+    """All that a run is: with the config, the data and a step, everything else follows.
+
+    Attributes:
+      step: scalar int32, steps done.
+      params: the model's parameters.
+      ema: the teacher's parameters, or None.
+      opt: the optimizer's state.
+      queue: the momentum queue, or None.
+    """
+
+    step: jax.Array
+    params: dict
+    ema: dict | None
+    opt: tuple
+    queue: dict | None
+
+
+def new_state(config, params, tx) -> State:
+    """The state of step 0."""
+    q = config.queue
+    queue = None
+    if q.size:
+        dims = {m: _embed_dim(config, m) for m in q.modalities}
+        queue = empty_queue(q.size, dims, jax.random.fold_in(jax.random.key(config.seed), 1))
+    params = bounded(params, config.model.temperature)
+    # A copy: the step donates its state, and one buffer cannot be given away twice.
+    ema = jax.tree.map(jnp.copy, params) if config.ema.decay else None
+    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params), queue)
+
+
+def _embed_dim(config, modality):
+    m = config.modalities[modality]
+    return config.model.embed_dim if m.proj else m.width
+
+
+def make_loss(config, model, objectives):
+    """loss(params, state, batch) -> (total, (metrics, teacher's embeddings)).
+
+    Each objective's randomness is folded in by its name, so that adding one changes no other's draws.
+    """
+    drops = any(m.get("dropout", 0) or m.get("attention_dropout", 0) for m in config.modalities.values())
+    drops = drops or config.model.fusion.dropout or config.model.fusion.attention_dropout
+    original = config.mode == "albef_original"
+
+    def loss(params, state, batch):
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        keys = jax.random.split(rng)
+        net = Net(
+            model, params, state.ema, state.queue,
+            rng=keys[0] if drops else None,
+            teacher_rng=keys[1] if drops and original else None,
+            chunks=config.micro_batches,
+        )
+        out = net.encode(batch)
+        if state.ema is not None:
+            out["teacher"] = net.teacher.encode(batch)  # compiled away where no objective uses it
+        total, metrics = jnp.zeros(()), {}
+        for o in objectives:
+            own = jax.random.fold_in(rng, zlib.crc32(o.name.encode()))
+            value, weight, extra = o(net, out, batch, own, state.step)
+            total = total + weight * value
+            metrics |= {f"{o.name}/{k}": v for k, v in {"loss": value, **extra}.items()}
+        metrics |= {"train/loss": total, "train/scale": net.scale()}
+        return total, (metrics, out.get("teacher"))
+
+    return loss
+
+
+def make_step(config, model, objectives, tx):
+    """step(state, batch) -> (state, metrics), to be jitted with a donated state.
+
+    The teacher moves first, towards the parameters that the last step left (ALBEF's order), then come
+    loss, update, temperature bounds and queue.
+    """
+    loss = make_loss(config, model, objectives)
+
+    def step(state: State, batch):
+        if state.ema is not None:
+            ema = optax.incremental_update(state.params, state.ema, 1 - config.ema.decay)
+            state = state.replace(ema=ema)
+        grads, (metrics, teacher) = jax.grad(loss, has_aux=True)(state.params, state, batch)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = bounded(optax.apply_updates(state.params, updates), config.model.temperature)
+        queue = state.queue
+        if queue is not None:
+            names = config.queue.modalities
+            keep = jnp.stack([teacher[m].present for m in names]).all(0)
+            queue = enqueue(queue, {m: teacher[m].embed for m in names}, batch["id"], keep)
+        metrics["train/grad_norm"] = optax.global_norm(grads)
+        return state.replace(step=state.step + 1, params=params, opt=opt, queue=queue), metrics
+
+    return step

@@ -1,0 +1,17 @@
+"""Pre-train: python train.py --config configs/NAME.py[:ARG] --workdir DIR [--config.key=value ...]"""
+
+from multimodal.cli import run_command
+
+
+def main(args):
+    from multimodal.config import load_config
+    from multimodal.evals.report import report
+    from multimodal.training.loop import train
+
+    config = load_config(args.config, args.overrides)
+    train(config, args.workdir)
+    report(args.workdir)
+
+
+if __name__ == "__main__":
+    run_command(main, __doc__, required=("config", "workdir"))
