@@ -2,6 +2,9 @@
 
 from ml_collections import ConfigDict
 
+from multimodal.errors import UserError
+from multimodal.registry import nearest
+
 
 def image_tower(**changes):
     """Keys of an image modality: a Vision Transformer over pixels."""
@@ -170,4 +173,61 @@ def base():
     c.eval.use_ema = False  # evaluate the teacher
     c.eval.templates = ("a photo of a {}",)  # zero-shot prompts
     c.eval.pictures = 8  # queries drawn in the retrieval picture
+    return c
+
+
+def albef(c):
+    """Contrast with a momentum teacher and queue, match, model masked words (Li et al. 2021)."""
+    ramp = dict(schedule="ramp", end=0.4, steps=max(1, c.steps // 2))
+    c.model.heads = ("match", "mlm")
+    c.model.fusion.kind = "cross_attention"
+    c.objectives.contrastive = dict(weight=1.0, momentum=True, alpha=ramp)
+    c.objectives.itm = dict(weight=1.0)
+    c.objectives.mlm = dict(weight=1.0, momentum=True, alpha=ramp)
+    c.ema.decay = 0.995
+    c.queue.size = 2048
+    return c
+
+
+def clip(c):
+    """Two towers and the softmax contrastive loss (Radford et al. 2021)."""
+    c.objectives.contrastive = dict(weight=1.0)
+    return c
+
+
+def siglip(c):
+    """Two towers and the sigmoid loss (Zhai et al. 2023): a learned bias, and a log scale that starts at log 10."""
+    c.objectives.sigmoid = dict(weight=1.0)
+    c.model.temperature.init = 0.1
+    c.model.temperature.bias = -10.0
+    return c
+
+
+RECIPES = {"albef": albef, "clip": clip, "siglip": siglip}
+
+
+def recipe(c, arg, default="albef"):
+    """Apply what a config's argument asks for: a recipe's name, `albef_original`, `smoke`, joined by commas."""
+    words = [w for w in arg.split(",") if w]
+    known = [*RECIPES, "albef_original", "smoke"]
+    for w in words:
+        if w not in known:
+            raise UserError(f"--config: no variant {w!r}{nearest(w, known)}; there are {', '.join(known)}")
+    if "albef_original" in words:
+        c.mode = "albef_original"
+    chosen = [w for w in words if w in RECIPES] or [default]
+    RECIPES[chosen[0]](c)
+    return smoke(c) if "smoke" in words else c
+
+
+def smoke(c):
+    """Shrink a config to seconds on a CPU; everything that it does is still done."""
+    c.steps, c.batch_size, c.log_every, c.save_every = 4, 16, 2, 2
+    for m in c.modalities.values():
+        m.width, m.depth, m.heads, m.mlp_dim = 32, 1, 2, 64
+    f = c.model.fusion
+    f.width, f.depth, f.heads, f.mlp_dim = 32, 1, 2, 64
+    c.model.embed_dim = 16
+    c.queue.size = min(c.queue.size, 64)
+    c.eval.rerank = min(c.eval.rerank, 4)
     return c
