@@ -56,7 +56,7 @@ def run_command(main, doc, required):
     """Run main(args) as a program: exit 0; 2 with one line for a UserError; a traceback for a bug."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for chatty in ("absl", "jax", "orbax", "grain", "matplotlib", "tensorflow_datasets"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         args = parse_args(doc, required, sys.argv[1:])

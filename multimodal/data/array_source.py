@@ -10,13 +10,13 @@ class ArraySource:
     `ids` defaults to the row number; `optional` names the modalities whose entries may be None.
     """
 
-    def __init__(self, split, ids=None, optional=(), label_names=None, name='arrays', **fields):
+    def __init__(self, split, ids=None, optional=(), label_names=None, name="arrays", **fields):
         lengths = {key: len(values) for key, values in fields.items()}
         if ids is not None:
-            lengths['ids'] = len(ids)
+            lengths["ids"] = len(ids)
         if len(set(lengths.values())) != 1:
-            raise UserError(f'arrays of different lengths: {lengths}')
-        self.name = f'{name}:{split}'
+            raise UserError(f"arrays of different lengths: {lengths}")
+        self.name = f"{name}:{split}"
         self.optional = tuple(optional)
         self.label_names = read_label_names(label_names)
         self._fields = fields
@@ -27,4 +27,4 @@ class ArraySource:
 
     def __getitem__(self, index):
         values = {key: values[index] for key, values in self._fields.items()}
-        return {'id': int(self._ids[index]), **{k: v for k, v in values.items() if v is not None}}
+        return {"id": int(self._ids[index]), **{k: v for k, v in values.items() if v is not None}}

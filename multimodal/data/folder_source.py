@@ -2,7 +2,7 @@
 
 import os
 
-from multimodal.data import jsonl
+from multimodal.data import jsonl_rows
 from multimodal.data.sources import read_label_names
 from multimodal.errors import BadRecord
 
@@ -17,10 +17,20 @@ class JsonlFolderSource:
     leaves the folder.
     """
 
-    def __init__(self, split, jsonl, folder='', image_field='image', text_field='captions',
-                 id_field='id', label_field='label', split_field='', label_names=None,
-                 template='a photo of a {}'):
-        self.name = f'{os.path.basename(jsonl)}:{split}'
+    def __init__(
+        self,
+        split,
+        jsonl,
+        folder="",
+        image_field="image",
+        text_field="captions",
+        id_field="id",
+        label_field="label",
+        split_field="",
+        label_names=None,
+        template="a photo of a {}",
+    ):
+        self.name = f"{os.path.basename(jsonl)}:{split}"
         self.label_names = read_label_names(label_names)
         self._folder = os.path.realpath(folder or os.path.dirname(os.path.abspath(jsonl)))
         self._fields = (image_field, text_field, id_field, label_field)
@@ -33,17 +43,17 @@ class JsonlFolderSource:
     def __getitem__(self, index):
         number, path, texts, label = self._rows[index]
         try:
-            with open(path, 'rb') as f:
+            with open(path, "rb") as f:
                 image = f.read()
         except OSError as e:
-            raise BadRecord(f'cannot read {path!r}: {e.strerror}') from None
-        example = {'id': number, 'image': image, 'text': texts}
-        return example if label is None else {**example, 'label': label}
+            raise BadRecord(f"cannot read {path!r}: {e.strerror}") from None
+        example = {"id": number, "image": image, "text": texts}
+        return example if label is None else {**example, "label": label}
 
     def _read(self, path, split, split_field):
         rows, numbers = [], {}
-        for line, row in jsonl.read_jsonl(path):
-            if split_field and jsonl.string_field(path, line, row, split_field) != split:
+        for line, row in jsonl_rows.read_jsonl(path):
+            if split_field and jsonl_rows.string_field(path, line, row, split_field) != split:
                 continue
             image, texts, key, label = self._row(path, line, row)
             rows.append((numbers.setdefault(key, len(numbers)), image, texts, label))
@@ -51,10 +61,10 @@ class JsonlFolderSource:
 
     def _row(self, path, line, row):
         image_field, text_field, id_field, label_field = self._fields
-        name = jsonl.string_field(path, line, row, image_field)
-        key = jsonl.string_field(path, line, row, id_field) if id_field in row else name
-        label = jsonl.label(path, line, row, label_field, self.label_names)
-        texts = jsonl.captions(path, line, row, text_field, required=label is None)
+        name = jsonl_rows.string_field(path, line, row, image_field)
+        key = jsonl_rows.string_field(path, line, row, id_field) if id_field in row else name
+        label = jsonl_rows.label(path, line, row, label_field, self.label_names)
+        texts = jsonl_rows.captions(path, line, row, text_field, required=label is None)
         if not texts:
             texts = [self._template.format(self.label_names[label])]
         return self._inside(path, line, name), texts, key, label
@@ -66,11 +76,9 @@ class JsonlFolderSource:
             inside = os.path.commonpath([full, self._folder]) == self._folder
             exists = inside and os.path.isfile(full)
         except (ValueError, UnicodeEncodeError) as e:
-            raise jsonl.fault(path, line, f'image {name!r} is no path ({e})') from None
+            raise jsonl_rows.fault(path, line, f"image {name!r} is no path ({e})") from None
         if not inside:
-            raise jsonl.fault(path, line, f'image {name!r} lies outside {self._folder!r}')
+            raise jsonl_rows.fault(path, line, f"image {name!r} lies outside {self._folder!r}")
         if not exists:
-            raise jsonl.fault(path, line, f'image {name!r} does not exist in {self._folder!r}')
+            raise jsonl_rows.fault(path, line, f"image {name!r} does not exist in {self._folder!r}")
         return full
-
-

@@ -14,21 +14,23 @@ from multimodal.errors import UserError
 from multimodal.registry import lookup, nearest
 
 SOURCES = {
-    'arrays': 'multimodal.data.array_source:ArraySource',
-    'jsonl_folder': 'multimodal.data.folder_source:JsonlFolderSource',
-    'jsonl_tar': 'multimodal.data.tar_source:JsonlTarSource',
-    'tar': 'multimodal.data.tar_source:TarSource',
-    'tfds': 'multimodal.data.tfds_source:TfdsSource',
+    "arrays": "multimodal.data.array_source:ArraySource",
+    "jsonl_folder": "multimodal.data.folder_source:JsonlFolderSource",
+    "jsonl_tar": "multimodal.data.tar_source:JsonlTarSource",
+    "tar": "multimodal.data.tar_source:TarSource",
+    "tfds": "multimodal.data.tfds_source:TfdsSource",
 }
 
 
 def register(name):
     """Class decorator that makes a source known as `name`."""
+
     def add(cls):
         if name in SOURCES:
-            raise ValueError(f'a data source called {name!r} exists already')
+            raise ValueError(f"a data source called {name!r} exists already")
         SOURCES[name] = cls
         return cls
+
     return add
 
 
@@ -37,7 +39,7 @@ def build_source(name_or_path, split, kwargs=None):
 
     Raises UserError for an unknown name, wrong arguments and an empty data set.
     """
-    where = 'config.data.source'
+    where = "config.data.source"
     cls = lookup(SOURCES, name_or_path, where)
     if isinstance(cls, str):  # Built-in sources are imported on use: TFDS alone takes a second.
         cls = lookup({}, cls, where)
@@ -45,7 +47,7 @@ def build_source(name_or_path, split, kwargs=None):
     _check_arguments(name_or_path, cls, split, kwargs)
     source = cls(split, **kwargs)
     if len(source) == 0:
-        raise UserError(f'data source {source.name}: no examples in split {split!r}')
+        raise UserError(f"data source {source.name}: no examples in split {split!r}")
     return source
 
 
@@ -54,20 +56,21 @@ def _check_arguments(name, cls, split, kwargs):
     try:
         signature.bind(split, **kwargs)
     except TypeError as e:
-        known = [p for p in signature.parameters if p != 'split']
-        hint = next((nearest(k, known) for k in kwargs if k not in known), '')
-        raise UserError(f'config.data.kwargs for source {name!r}: {e}{hint}; '
-                        f'it takes {", ".join(known)}') from None
+        known = [p for p in signature.parameters if p != "split"]
+        hint = next((nearest(k, known) for k in kwargs if k not in known), "")
+        raise UserError(
+            f"config.data.kwargs for source {name!r}: {e}{hint}; it takes {', '.join(known)}"
+        ) from None
 
 
 def read_label_names(value):
     """Label names from a list, or from a text file with one a line; None stays None."""
-    if value is None or value == '':
+    if value is None or value == "":
         return None
     if not isinstance(value, str):
         return [str(v) for v in value]
     try:
-        with open(value, encoding='utf-8-sig') as f:
-            return [line.rstrip('\r\n') for line in f if line.strip()]
+        with open(value, encoding="utf-8-sig") as f:
+            return [line.rstrip("\r\n") for line in f if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f'label_names: cannot read {value!r} ({e})') from None
+        raise UserError(f"label_names: cannot read {value!r} ({e})") from None

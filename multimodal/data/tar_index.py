@@ -25,8 +25,8 @@ class Shards:
     `report` counts the reasons. Links and paths that leave the archive are never followed.
     """
 
-    def __init__(self, paths, on_bad='error'):
-        if on_bad not in ('error', 'skip'):
+    def __init__(self, paths, on_bad="error"):
+        if on_bad not in ("error", "skip"):
             raise UserError(f"on_bad must be 'error' or 'skip', not {on_bad!r}")
         self.paths = [os.path.abspath(p) for p in paths]
         self.samples, self.report, self._fds = {}, collections.Counter(), {}
@@ -38,14 +38,14 @@ class Shards:
         """Bytes of a member; safe in threads. Raises BadRecord when the file has become shorter."""
         data = os.pread(self._fd(member.shard), member.size, member.offset)
         if len(data) != member.size:
-            raise BadRecord(f'{self.paths[member.shard]}: truncated at byte {member.offset}')
+            raise BadRecord(f"{self.paths[member.shard]}: truncated at byte {member.offset}")
         return data
 
     def __getstate__(self):
-        return {**self.__dict__, '_fds': {}}
+        return {**self.__dict__, "_fds": {}}
 
     def __del__(self):
-        for fd in getattr(self, '_fds', {}).values():
+        for fd in getattr(self, "_fds", {}).values():
             os.close(fd)
 
     def _fd(self, shard):
@@ -60,7 +60,7 @@ class Shards:
     def _complain(self, path, problem, on_bad):
         reason, detail = problem
         self.report[reason] += 1
-        if on_bad == 'error':
+        if on_bad == "error":
             raise UserError(f"{path}: {detail}; mend the shard or set on_bad='skip'")
 
     def _index(self, number):
@@ -68,40 +68,40 @@ class Shards:
         path = self.paths[number]
         try:
             size = os.path.getsize(path)
-            with tarfile.open(path, 'r:') as tar:
+            with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     yield from self._add(number, member, size)
                 yield from _check_end(path, tar.offset, size)
         except (tarfile.TarError, EOFError) as e:
-            yield 'unreadable_shard', f'not a whole, uncompressed tar file ({e})'
+            yield "unreadable_shard", f"not a whole, uncompressed tar file ({e})"
         except OSError as e:
-            raise UserError(f'cannot read shard {path!r}: {e.strerror}') from None
+            raise UserError(f"cannot read shard {path!r}: {e.strerror}") from None
 
     def _add(self, number, member, size):
         if member.isdir():
             return
         name = member.name
-        if not member.isreg() or name.startswith('/') or '..' in name.split('/'):
-            yield 'unsafe_member', f'member {name!r} is a link or leaves the archive'
+        if not member.isreg() or name.startswith("/") or ".." in name.split("/"):
+            yield "unsafe_member", f"member {name!r} is a link or leaves the archive"
             return
         if member.offset_data + member.size > size:
-            yield 'truncated_member', f'truncated inside member {name!r}'
+            yield "truncated_member", f"truncated inside member {name!r}"
             return
-        folder, _, base = name.rpartition('/')
-        stem, _, extension = base.partition('.')
-        sample = self.samples.setdefault(f'{folder}/{stem}' if folder else stem, {})
+        folder, _, base = name.rpartition("/")
+        stem, _, extension = base.partition(".")
+        sample = self.samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
         if extension in sample:
-            self.report['duplicate_member'] += 1  # The first one counts.
+            self.report["duplicate_member"] += 1  # The first one counts.
         else:
             sample[extension] = Member(number, member.offset_data, member.size)
 
 
 def _check_end(path, offset, size):
     """tarfile stops at a damaged header without an error: only zeros may follow the last member."""
-    with open(path, 'rb') as f:
+    with open(path, "rb") as f:
         f.seek(offset)
         block = f.read(512)
-    if block.strip(b'\0'):
-        yield 'damaged_header', f'damaged header at byte {offset} of {size}'
+    if block.strip(b"\0"):
+        yield "damaged_header", f"damaged header at byte {offset} of {size}"
     elif len(block) < 512:
-        yield 'truncated_shard', f'ends at byte {size} without the end mark of a tar file'
+        yield "truncated_shard", f"ends at byte {size} without the end mark of a tar file"

@@ -5,12 +5,12 @@ import json
 import logging
 import os
 
-from multimodal.data import jsonl
+from multimodal.data import jsonl_rows
 from multimodal.data.sources import read_label_names
 from multimodal.data.tar_index import Shards
 from multimodal.errors import UserError
 
-IMAGE_EXTENSIONS = ('jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp')
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 log = logging.getLogger(__name__)
 
 
@@ -26,18 +26,20 @@ class _ShardSource:
         number, member, texts, label = self._rows[index]
         if not isinstance(texts, list):
             texts = [_text(self._shards.read(texts))]
-        example = {'id': number, 'image': self._shards.read(member), 'text': texts}
-        return example if label is None else {**example, 'label': label}
+        example = {"id": number, "image": self._shards.read(member), "text": texts}
+        return example if label is None else {**example, "label": label}
 
     def _finish(self, max_missing_share):
         """Log what was left out, and refuse when that is too much of the whole."""
         self.report = dict(self._shards.report)
-        lost = sum(v for k, v in self.report.items() if k != 'duplicate_member')
+        lost = sum(v for k, v in self.report.items() if k != "duplicate_member")
         if self.report:
-            log.warning('%s: left out or damaged: %s', self.name, self.report)
+            log.warning("%s: left out or damaged: %s", self.name, self.report)
         if lost > max_missing_share * max(1, len(self._rows) + lost):
-            raise UserError(f'{self.name}: {lost} samples or shards are missing or damaged '
-                            f'({self.report}), more than max_missing_share={max_missing_share}')
+            raise UserError(
+                f"{self.name}: {lost} samples or shards are missing or damaged "
+                f"({self.report}), more than max_missing_share={max_missing_share}"
+            )
 
 
 class JsonlTarSource(_ShardSource):
@@ -49,12 +51,24 @@ class JsonlTarSource(_ShardSource):
     without an image that are tolerated; they are counted in `report`).
     """
 
-    def __init__(self, split, folder='', jsonl='', shards='', text_field='captions', id_field='id',
-                 label_field='label', split_field='split', label_names=None,
-                 template='a photo of a {}', on_bad='error', max_missing_share=0.01):
-        path = jsonl or os.path.join(folder, 'captions.jsonl')
-        paths = _find(shards or os.path.join(folder, '*.tar'))
-        self.name = f'{os.path.basename(os.path.dirname(os.path.abspath(path)))}:{split}'
+    def __init__(
+        self,
+        split,
+        folder="",
+        jsonl="",
+        shards="",
+        text_field="captions",
+        id_field="id",
+        label_field="label",
+        split_field="split",
+        label_names=None,
+        template="a photo of a {}",
+        on_bad="error",
+        max_missing_share=0.01,
+    ):
+        path = jsonl or os.path.join(folder, "captions.jsonl")
+        paths = _find(shards or os.path.join(folder, "*.tar"))
+        self.name = f"{os.path.basename(os.path.dirname(os.path.abspath(path)))}:{split}"
         self.label_names = read_label_names(label_names)
         self._fields = (text_field, id_field, label_field, template)
         rows = self._read(path, split, split_field)
@@ -65,12 +79,12 @@ class JsonlTarSource(_ShardSource):
     def _read(self, path, split, split_field):
         text_field, id_field, label_field, template = self._fields
         rows = []
-        for line, row in jsonl.read_jsonl(path):
-            if split_field and jsonl.string_field(path, line, row, split_field) != split:
+        for line, row in jsonl_rows.read_jsonl(path):
+            if split_field and jsonl_rows.string_field(path, line, row, split_field) != split:
                 continue
-            key = jsonl.string_field(path, line, row, id_field)
-            label = jsonl.label(path, line, row, label_field, self.label_names)
-            texts = jsonl.captions(path, line, row, text_field, required=label is None)
+            key = jsonl_rows.string_field(path, line, row, id_field)
+            label = jsonl_rows.label(path, line, row, label_field, self.label_names)
+            texts = jsonl_rows.captions(path, line, row, text_field, required=label is None)
             rows.append((key, texts or [template.format(self.label_names[label])], label))
         return rows
 
@@ -79,9 +93,9 @@ class JsonlTarSource(_ShardSource):
         for key, texts, label in rows:
             member = _image_member(self._shards.samples.get(key, {}))
             if member is None:
-                if not self._shards.report['missing_image']:
-                    log.warning('%s: no image for id %r in any shard', self.name, key)
-                self._shards.report['missing_image'] += 1
+                if not self._shards.report["missing_image"]:
+                    log.warning("%s: no image for id %r in any shard", self.name, key)
+                self._shards.report["missing_image"] += 1
             else:
                 joined.append((numbers.setdefault(key, len(numbers)), member, texts, label))
         self._shards.samples = {}  # Only the rows' own members are needed from here on.
@@ -96,17 +110,24 @@ class TarSource(_ShardSource):
     split is only a name here: give other shards for another split.
     """
 
-    def __init__(self, split, shards, text_extension='txt', text_field='caption', on_bad='error',
-                 max_missing_share=0.01):
-        self.name = f'tar:{split}'
+    def __init__(
+        self,
+        split,
+        shards,
+        text_extension="txt",
+        text_field="caption",
+        on_bad="error",
+        max_missing_share=0.01,
+    ):
+        self.name = f"tar:{split}"
         self._shards = Shards(_find(shards), on_bad)
         self._rows = []
         for sample in self._shards.samples.values():
             image, text = _image_member(sample), sample.get(text_extension)
             if image is None or text is None or not text.size:
-                self._shards.report['missing_text' if image else 'missing_image'] += 1
+                self._shards.report["missing_text" if image else "missing_image"] += 1
                 continue
-            if text_extension == 'json':
+            if text_extension == "json":
                 text = [_json_text(self._shards, text, text_field)]
             self._rows.append((len(self._rows), image, text, None))
         self._shards.samples = {}
@@ -118,7 +139,7 @@ def _find(pattern):
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     paths = sorted({path for p in patterns for path in glob.glob(os.path.expanduser(p))})
     if not paths:
-        raise UserError(f'no tar shards match {pattern!r}')
+        raise UserError(f"no tar shards match {pattern!r}")
     return paths
 
 
@@ -129,13 +150,15 @@ def _image_member(sample):
 
 
 def _text(data):
-    return data.decode('utf-8', 'replace').removeprefix('\ufeff').strip()
+    return data.decode("utf-8", "replace").removeprefix("\ufeff").strip()
 
 
 def _json_text(shards, member, field):
     try:
         text = json.loads(shards.read(member))[field]
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f'{shards.paths[member.shard]}: JSON member at byte {member.offset} has no '
-                        f'{field!r} ({e!r})') from None
+        raise UserError(
+            f"{shards.paths[member.shard]}: JSON member at byte {member.offset} has no "
+            f"{field!r} ({e!r})"
+        ) from None
     return str(text)

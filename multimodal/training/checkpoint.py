@@ -1,5 +1,7 @@
 """Checkpoints: Orbax, atomic and asynchronous, behind one small class."""
 
+import json
+import math
 import pathlib
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from multimodal.config import read_config
 from multimodal.errors import UserError
 
 
@@ -19,7 +22,7 @@ class Checkpoints:
       best: name of the metric by which one more is kept, the largest; '' keeps none.
     """
 
-    def __init__(self, workdir, latest: int = 3, best: str = "", read_only: bool = False):
+    def __init__(self, workdir, latest: int = 3, best: str = ""):
         self._path = pathlib.Path(workdir, "checkpoints").absolute()
         policies = [keep.LatestN(latest)]
         if best:
@@ -28,9 +31,7 @@ class Checkpoints:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            create=not read_only,
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self._path, options=options)
 
@@ -64,17 +65,49 @@ class Checkpoints:
         self._manager.close()
 
 
-def choose_step(workdir, step) -> int:
-    """The step that 'latest', 'best' or a number means. Raises UserError if there is none."""
-    manager = Checkpoints(workdir, read_only=True)
-    steps = manager.steps()
+def choose_step(workdir, step="latest") -> int:
+    """The step that 'latest', 'best' (by the config's eval.best) or a number means.
+
+    Raises UserError if there is no such checkpoint.
+    """
+    path = pathlib.Path(workdir, "checkpoints")
+    steps = sorted(int(p.name) for p in path.glob("[0-9]*") if p.name.isdigit())
     if not steps:
-        raise UserError(f"{workdir}: no checkpoint under checkpoints/: train first, or mend --workdir")
+        raise UserError(f"{path}: no checkpoint: train first, or mend --workdir")
     if step == "latest":
         return steps[-1]
     if step == "best":
-        best = manager._manager.best_step()
-        return steps[-1] if best is None else best
+        return max(steps, key=lambda s: (_score(workdir, s), s))
     if not str(step).isdigit() or int(step) not in steps:
-        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        raise UserError(f"{path}: no checkpoint {step}; there are {', '.join(map(str, steps))}")
     return int(step)
+
+
+def _score(workdir, step):
+    """The metric config.eval.best of an evaluated step; -inf where there is none."""
+    best = read_config(workdir).eval.best
+    path = pathlib.Path(workdir, "eval", f"{step}.json")
+    scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return scores.get(best, -math.inf)
+
+
+def restore_params(workdir, step="latest"):
+    """(step, params, ema or None) of a checkpoint, on the default device; the optimizer's state is not read.
+
+    Args:
+      step: 'latest', 'best' or a number. Raises UserError if there is none, or it cannot be read.
+    """
+    step = choose_step(workdir, step)
+    path = pathlib.Path(workdir, "checkpoints", str(step), "state").absolute()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            tree = reader.metadata(path).item_metadata.tree
+            wanted = {k: tree[k] for k in ("params", "ema") if tree.get(k) is not None}
+            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), wanted)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+            args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
+            found = reader.restore(path, args=args)
+        except (ValueError, KeyError, FileNotFoundError) as e:
+            raise UserError(f"{path}: cannot restore: {str(e).splitlines()[0]}") from e
+    return step, found["params"], found.get("ema")

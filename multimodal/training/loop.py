@@ -33,6 +33,7 @@ def train(config, workdir):
     workdir = pathlib.Path(workdir)
     if (workdir / "config.json").exists():
         check_same(config, read_config(workdir))
+    workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
     source = setup.get_source(config, config.data.train_split)

@@ -100,7 +100,7 @@ def make_step(config, model, objectives, tx):
             names = config.queue.modalities
             keep = jnp.stack([teacher[m].present for m in names]).all(0)
             queue = enqueue(queue, {m: teacher[m].embed for m in names}, batch["id"], keep)
-        metrics["train/grad_norm"] = optax.global_norm(grads)
+        metrics["train/grad_norm"] = optax.tree.norm(grads)
         return state.replace(step=state.step + 1, params=params, opt=opt, queue=queue), metrics
 
     return step

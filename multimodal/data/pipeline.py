@@ -1,0 +1,211 @@
+"""From a source to batches: the batch of a step is a pure function of (seed, step).
+
+Resuming needs only the step, and any number of processes sees the same sequence of global batches.
+"""
+
+import collections
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import numpy as np
+
+from multimodal.data.cache import DecodedCache
+from multimodal.errors import BadRecord, UserError
+
+_MAX_ATTEMPTS = 100
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Seeded, shuffled, augmented batches of a source.
+
+    Each epoch is a new permutation of all examples; a batch may span two epochs, so none is ever
+    left out. Augmentation is seeded by (seed, index, epoch). A record that cannot be read is
+    replaced by another one, chosen by (index, attempt) alone, counted and named in the log.
+
+    Args:
+      source: see sources.py.
+      transforms: dict modality -> transform, see transforms.py.
+      batch_size: examples of all processes together.
+      train: False gives the examples in order, without randomness.
+      process_index, process_count: this process gets the contiguous block `process_index` of each
+        global batch.
+      threads: batches prepared at the same time by `iterate`.
+      max_bad_share: share of the source's records that may be unreadable.
+      cache_bytes: memory for decoded examples, per process.
+    Raises: UserError for an empty source and for a batch size that does not fit it or the
+      processes; later, for too many bad records.
+    """
+
+    def __init__(
+        self,
+        source,
+        transforms,
+        batch_size,
+        seed,
+        train=True,
+        process_index=0,
+        process_count=1,
+        threads=2,
+        max_bad_share=0.01,
+        cache_bytes=512 << 20,
+    ):
+        _check(source, batch_size, process_count)
+        self.source, self.transforms = source, transforms
+        self.batch_size, self.threads = batch_size, max(1, threads)
+        self.bad = {}
+        self._seed, self._train = seed, train
+        self._process = (process_index, process_count)
+        self._max_bad = max_bad_share * len(source)
+        self._optional = set(getattr(source, "optional", ()))
+        self._cache, self._lock = DecodedCache(cache_bytes), threading.Lock()
+        self._batches = self._plan(batch_size // process_count)
+
+    @property
+    def steps_per_epoch(self):
+        """Steps until every example has been seen, rounded up."""
+        return -(-len(self.source) // self.batch_size)
+
+    def batch(self, step):
+        """This process's part of the batch of a step: dict of arrays [batch / processes, ...]."""
+        index, count = self._process
+        rows = [self._example(*place) for place in self._batches[step * count + index]]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def iterate(self, start_step=0):
+        """Endless iterator over the batches from a step on, prepared in background threads."""
+        return BatchIterator(self.batch, start_step, self.threads)
+
+    def _plan(self, local_size):
+        """MapDataset of lists of (record index, epoch), one a batch and process."""
+        total = len(self.source)
+        order = grain.MapDataset.range(total).seed(_grain_seed(self._seed))
+        order = order.shuffle() if self._train else order
+        order = order.repeat().map_with_index(lambda at, index: (int(index), at // total))
+        return order.batch(local_size, batch_fn=list)
+
+    def _example(self, index, epoch):
+        """One transformed example, or its replacement where the record is bad."""
+        current = index
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            try:
+                if current not in self.bad:
+                    return self._transform(current, epoch)
+            except BadRecord as e:
+                self._count_bad(current, e)
+            current = _replacement(self._seed, index, attempt, len(self.source))
+        raise UserError(
+            f"{self.source.name}: {_MAX_ATTEMPTS} records in a row are unreadable; "
+            f"the first: {next(iter(self.bad.items()))}"
+        )
+
+    def _transform(self, index, epoch):
+        rng = np.random.default_rng((self._seed, index, epoch)) if self._train else None
+        decoded = self._cache.get(index)
+        if decoded is None:
+            raw = self.source[index]
+            if self._cache.full:
+                return self._assemble(raw, index, lambda m, t: t(raw[m], rng))
+            decoded = self._decode(raw)
+            self._cache.add(index, decoded)
+        return self._assemble(decoded, index, lambda m, t: _finish(t, decoded[m], rng))
+
+    def _decode(self, raw):
+        """The example with its modalities decoded, where their transforms can do that apart."""
+        decoded = {key: raw[key] for key in ("id", "label") if key in raw}
+        for m, transform in self.transforms.items():
+            if m in raw:
+                decode = getattr(transform, "decode", None)
+                decoded[m] = decode(raw[m]) if decode else raw[m]
+        return decoded
+
+    def _assemble(self, example, index, value_of):
+        """One row of a batch; `value_of(modality, transform)` gives a modality's array."""
+        row = {"id": np.int32(example["id"]), "index": np.int32(index)}
+        if "label" in example:
+            row["label"] = np.int32(example["label"])
+        for m, transform in self.transforms.items():
+            present = m in example
+            if m in self._optional:
+                row[f"{m}_present"] = np.bool_(present)
+            elif not present:
+                raise BadRecord(f"has no {m}")
+            row[m] = value_of(m, transform) if present else transform.empty()
+        return row
+
+    def _count_bad(self, index, error):
+        with self._lock:
+            if index in self.bad:
+                return
+            self.bad[index] = str(error)
+            log.warning("%s: record %d replaced: %s", self.source.name, index, error)
+            if len(self.bad) > self._max_bad:
+                raise UserError(
+                    f"{self.source.name}: {len(self.bad)} of {len(self.source)} records are "
+                    "unreadable, more than config.data.max_bad_share allows; the last one: "
+                    f"record {index}: {error}"
+                ) from None
+
+
+class BatchIterator:
+    """Batches in order, a few prepared ahead by threads; close it, or use it as a context."""
+
+    def __init__(self, batch, start_step, threads):
+        self._batch, self._step, self._ahead = batch, start_step, threads + 1
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="data")
+        self._waiting = collections.deque()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._pool is None:
+            raise StopIteration
+        while len(self._waiting) < self._ahead:
+            self._waiting.append(self._pool.submit(self._batch, self._step))
+            self._step += 1
+        return self._waiting.popleft().result()
+
+    def close(self):
+        """Stop the threads; batches under way are finished and dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+            self._waiting.clear()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def _check(source, batch_size, process_count):
+    total = len(source)
+    if total == 0:
+        raise UserError(f"data source {source.name} is empty")
+    if not 0 < batch_size <= total:
+        raise UserError(
+            f"config.batch_size={batch_size} does not fit the {total} examples of "
+            f"{source.name}; it must be 1 to {total}"
+        )
+    if batch_size % process_count:
+        raise UserError(
+            f"config.batch_size={batch_size} does not divide over {process_count} processes"
+        )
+
+
+def _grain_seed(seed):
+    """grain takes seeds of 32 bits only."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def _replacement(seed, index, attempt, total):
+    return int(np.random.default_rng((seed, index, attempt, 1)).integers(total))
+
+
+def _finish(transform, decoded, rng):
+    finish = getattr(transform, "finish", None)
+    return finish(decoded, rng) if finish else transform(decoded, rng)

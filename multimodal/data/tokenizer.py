@@ -1,0 +1,196 @@
+"""Tokenizer: captions to ids, backed by the `tokenizers` library.
+
+Special tokens are put in by this class alone, so those names inside a caption are plain text.
+"""
+
+import json
+import os
+import re
+
+import numpy as np
+import tokenizers
+from tokenizers import models
+
+from multimodal.data import wordpiece
+from multimodal.errors import UserError
+
+SPECIALS = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_MAX_CHARACTERS = 20_000  # What lies beyond cannot matter for any max_length in use.
+
+
+class Tokenizer:
+    """`[CLS] pieces ([SEP])` of captions; attributes pad, unk, cls, sep, mask, vocab_size, add_sep.
+
+    `add_sep` False is ALBEF's own habit; True is BERT's.
+    """
+
+    def __init__(self, backend, add_sep=True):
+        self._backend = backend
+        self.add_sep = add_sep
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=False)
+        vocab = backend.get_vocab(with_added_tokens=False)
+        for role, names in SPECIALS.items():
+            found = [vocab[name] for name in names if name in vocab]
+            if not found:
+                raise UserError(f"the tokenizer has no {names[0]} token; give a BERT-style one")
+            setattr(self, role, found[0])
+        if self.pad != 0:
+            raise UserError(f"the padding token of the tokenizer is {self.pad}, but must be 0")
+        if max(vocab.values()) + 1 != self.vocab_size:
+            raise UserError(
+                f"the vocabulary has {self.vocab_size} tokens but ids up to "
+                f"{max(vocab.values())}: its ids are not dense"
+            )
+
+    def encode_batch(self, texts, max_length):
+        """Ids of captions: int32 [N, max_length], cut to fit, 0 is padding."""
+        out = np.full((len(texts), max_length), self.pad, np.int32)
+        room = max_length - 1 - self.add_sep
+        if room < 0:
+            raise UserError(f"max_length={max_length} leaves no room for the special tokens")
+        encoded = self._encode([_clean(t) for t in texts])
+        for row, item in zip(out, encoded, strict=True):
+            ids = [self.cls, *item.ids[:room], *([self.sep] if self.add_sep else [])]
+            row[: len(ids)] = ids
+        return out
+
+    def decode(self, ids):
+        """Text of ids; special tokens are left out, apart from unknown ones."""
+        skip = {self.pad, self.cls, self.sep, self.mask}
+        return self._backend.decode(
+            [int(i) for i in ids if int(i) not in skip], skip_special_tokens=False
+        )
+
+    def tokens(self, ids):
+        """The token of each id, as a list of str."""
+        return [self._backend.id_to_token(int(i)) for i in ids]
+
+    def check_vocab(self, model_vocab_size, where="the model"):
+        """Raise UserError unless every id has a row in an embedding of that size."""
+        if self.vocab_size > model_vocab_size:
+            raise UserError(
+                f"the tokenizer has {self.vocab_size} tokens, but {where} has room for "
+                f"{model_vocab_size}; they do not belong together"
+            )
+
+    def save(self, path):
+        """Write a standard tokenizer.json, atomically."""
+        names = {role: self._backend.id_to_token(getattr(self, role)) for role in SPECIALS}
+        spec = json.loads(self._backend.to_str())
+        spec["added_tokens"] = [_added_token(getattr(self, role), names[role]) for role in SPECIALS]
+        spec["post_processor"] = _template(names, self)
+        temporary = f"{path}.{os.getpid()}.tmp"
+        with open(temporary, "w", encoding="utf-8") as f:
+            json.dump(spec, f, ensure_ascii=False, indent=1)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path, cfg=None):
+        """Read a tokenizer.json, or a BERT vocab.txt (lower-case, accents stripped, as in BERT).
+
+        `add_sep` of `cfg`, if given, overrides that of the file. Raises UserError for other files.
+        """
+        add_sep = None if cfg is None else cfg.get("add_sep")
+        try:
+            with open(path, encoding="utf-8") as f:
+                text = f.read()
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"cannot read the tokenizer {str(path)!r} ({e})") from None
+        if str(path).endswith(".txt"):
+            return cls(_from_vocab(path, text), add_sep is not False)
+        try:
+            spec = json.loads(text)
+            found = _ends_with_sep(spec.get("post_processor"))
+            spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+            backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except Exception as e:  # The library raises plain Exceptions.
+            raise UserError(f"{path}: not a tokenizer.json ({str(e)[:100]})") from None
+        return cls(backend, found if add_sep is None else add_sep)
+
+    def __getstate__(self):
+        return {"json": self._backend.to_str(), "add_sep": self.add_sep}
+
+    def __setstate__(self, state):
+        self.__init__(tokenizers.Tokenizer.from_str(state["json"]), state["add_sep"])
+
+    def _encode(self, texts):
+        # For a few captions the library's thread pool costs more than it saves.
+        if len(texts) < 64:
+            return [self._backend.encode(t, add_special_tokens=False) for t in texts]
+        return self._backend.encode_batch(texts, add_special_tokens=False)
+
+
+def train_tokenizer(captions, cfg):
+    """Train a WordPiece tokenizer on an iterable of str; the same captions give the same bytes.
+
+    `cfg` keys: `kind` ('wordpiece'), `vocab_size` (upper bound), `add_sep`, `lower`.
+    """
+    kind = cfg.get("kind", "wordpiece")
+    if kind != "wordpiece":
+        raise UserError(f"config.tokenizer.kind={kind!r} cannot be trained; 'wordpiece' can")
+    backend = wordpiece.train(
+        (_clean(c) for c in captions),
+        int(cfg["vocab_size"]),
+        lower=cfg.get("lower", True),
+        specials=[names[0] for names in SPECIALS.values()],
+    )
+    return Tokenizer(backend, bool(cfg.get("add_sep", True)))
+
+
+def _clean(text):
+    return _SURROGATES.sub("\ufffd", text[:_MAX_CHARACTERS])
+
+
+def _from_vocab(path, text):
+    names = text.removesuffix("\n").split("\n")
+    vocab = {name.rstrip("\r"): i for i, name in enumerate(names)}
+    if len(vocab) != len(names) or "[UNK]" not in vocab:
+        raise UserError(f"{path}: not a BERT vocabulary (one token a line, with [UNK], no repeats)")
+    model = models.WordPiece(vocab, unk_token="[UNK]")
+    return wordpiece.backend(model, lower=True, strip_accents=True)
+
+
+def _added_token(number, name):
+    return {
+        "id": number,
+        "content": name,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def _template(names, tokenizer):
+    """The post-processor that makes other readers of the file put in the same special tokens."""
+
+    def special(role):
+        return {"SpecialToken": {"id": names[role], "type_id": 0}}
+
+    ends = [special("sep")] if tokenizer.add_sep else []
+    single = [special("cls"), {"Sequence": {"id": "A", "type_id": 0}}, *ends]
+    used = ("cls", "sep") if tokenizer.add_sep else ("cls",)
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}, *ends],
+        "special_tokens": {
+            names[r]: {"id": names[r], "ids": [getattr(tokenizer, r)], "tokens": [names[r]]}
+            for r in used
+        },
+    }
+
+
+def _ends_with_sep(processor):
+    """Whether a file's post-processor closes a caption with a separator; yes where it has none."""
+    if not processor or processor.get("type") != "TemplateProcessing":
+        return True
+    return "SpecialToken" in processor["single"][-1]

@@ -1,0 +1,52 @@
+"""What a run leaves for people: tables of its evaluation on the terminal, and pictures."""
+
+import json
+import pathlib
+
+from multimodal.evals.table import table
+
+
+def report(workdir, step="latest"):
+    """Print the tables of eval/STEP.json and draw pictures/: retrieval sheets and loss curves.
+
+    Returns: paths of the pictures. Raises UserError where there is no checkpoint.
+    """
+    import jax
+
+    from multimodal.api import load
+    from multimodal.training.plots import loss_curves
+
+    if jax.process_index():
+        return []
+    workdir = pathlib.Path(workdir)
+    loaded = load(workdir, step)
+    scores = workdir / "eval" / f"{loaded.step}.json"
+    if scores.is_file():
+        print(f"\n{table(json.loads(scores.read_text(encoding='utf-8')))}\n")
+    paths = retrieval_sheets(loaded, workdir / "pictures")
+    if (workdir / "metrics.jsonl").is_file():
+        paths.append(loss_curves(workdir))
+    for path in paths:
+        print(f"picture: {path}")
+    return paths
+
+
+def retrieval_sheets(loaded, folder) -> list:
+    """A sheet for each split with texts and images; [] where config.eval.pictures is 0."""
+    from multimodal.evals.data import load_eval_data
+    from multimodal.evals.pictures import draw_retrieval
+
+    c = loaded.config
+    if not c.eval.pictures or not {"text", "image"} <= set(c.modalities):
+        return []
+    return [
+        draw_retrieval(
+            loaded.net,
+            data,
+            pathlib.Path(folder, f"retrieval_{data.name.replace('/', '_')}.png"),
+            c.eval.pictures,
+            batch_size=c.eval.batch_size,
+            title=f"{data.name}, step {loaded.step}",
+        )
+        for data in load_eval_data(c, loaded.tokenizer)
+    ]

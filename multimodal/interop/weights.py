@@ -1,0 +1,245 @@
+"""Weights in and out of other codebases' formats."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from multimodal.errors import UserError
+from multimodal.interop import engine, files, formats
+from multimodal.interop.hints import read_hints, settle_act
+from multimodal.interop.stacks import stack_flat, unstack_flat
+from multimodal.nn.model import build_model
+from multimodal.objectives.queue import EMPTY
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What a weights file gave.
+
+    Attributes:
+      params: parameter tree of numpy arrays; leaves that allow_missing let pass are not in it.
+      ema: the teacher's parameters, or None. Heads that the teacher lacks (ALBEF's matching head) are the student's.
+      queue: the momentum queue (objectives.queue), or None.
+      config: {'modalities': ..., 'model': ...}, enough for build_model.
+      format: the name of the format.
+    """
+
+    params: dict
+    ema: dict | None
+    queue: dict | None
+    config: dict
+    format: str
+
+
+def open_state(weights, config=None):
+    """(state dict, codebase's config or None, name for messages) of a path or of a state dict."""
+    if isinstance(weights, dict):
+        return modern(weights), config, "weights"
+    return modern(files.load_file(weights)), config or files.read_config(weights), str(files.find(weights))
+
+
+def modern(state):
+    """Names as torch has them since 2018: the first BERT files call LayerNorm's arrays gamma and beta."""
+    renames = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
+    for old, new in renames:
+        state = {k.removesuffix(old) + new if k.endswith(old) else k: v for k, v in state.items()}
+    return state
+
+
+def model_config_from_weights(weights, heads=None, act=None, format="auto", config=None) -> dict:
+    """{'modalities', 'model'} of the model that weights belong to, for build_model.
+
+    Args:
+      weights: path of a file or folder, or a state dict.
+      heads: attention heads, a number or {'image': n, 'text': n}; needed where no config.json lies beside the weights.
+      act: activation, a name or {'image': ..., 'text': ...}; needed likewise.
+      config: the codebase's own config as a dict; by default what lies beside the file.
+    Raises UserError for what neither weights nor config nor caller says, and where they disagree.
+    """
+    state, config, where = open_state(weights, config)
+    name, prefix = formats.detect(state, where, format)
+    return config_of(state, name, prefix, where, read_hints(config, name), heads, act)
+
+
+def config_of(state, name, prefix, where, hints, heads, act):
+    """model_config_from_weights after detection."""
+    reader = formats.Reader(state, prefix, where, hints, act, heads, is_clip=name.startswith("clip"))
+    modalities, model = formats.find(name).config(reader)
+    return {"modalities": modalities, "model": model}
+
+
+def modality_names(cfg) -> dict:
+    """{'image': name, 'text': name}: the first modality with a ViT and the first with a text Transformer."""
+    names = {}
+    for m, c in cfg["modalities"].items():
+        kind = {"vit": "image", "text": "text"}.get(c["encoder"])
+        names.setdefault(kind, m)
+    return names
+
+
+def plain(cfg) -> dict:
+    """A config as nested dicts."""
+    return cfg.to_dict() if hasattr(cfg, "to_dict") else cfg
+
+
+def import_weights(
+    weights, format="auto", cfg=None, *, act=None, heads=None, config=None,
+    allow_unused=(), allow_missing=(), resize_pos_embed=False,
+) -> Imported:
+    """Read weights of another codebase; every key is accounted for.
+
+    Args:
+      weights: path of a file or folder, or a state dict.
+      format: a name in FORMATS, or 'auto'.
+      cfg: config of the model that shall take them; by default the one that the weights belong to.
+      act, heads, config: see model_config_from_weights; heads come from cfg where it is given.
+      allow_unused: regexes of names in the file that may stay unused.
+      allow_missing: regexes of their names or of our parameter paths that the file need not have.
+      resize_pos_embed: resize position embeddings to cfg's number of positions.
+    Raises UserError for keys unused or missing, wrong shapes, and an activation that is unknown or not cfg's.
+    """
+    state, config, where = open_state(weights, config)
+    name, prefix = formats.detect(state, where, format)
+    hints = read_hints(config, name)
+    if cfg is None:
+        cfg = config_of(state, name, prefix, where, hints, heads, act)
+    cfg = plain(cfg)
+    shapes = {k: v.shape for k, v in flatten_dict(abstract_params(cfg), sep="/").items()}
+    check_act(cfg, name, where, hints, act)
+    flat = read(state, name, prefix, where, cfg, shapes, allow_unused, allow_missing, resize_pos_embed)
+    return assemble(flat, shapes, cfg, name)
+
+
+def read(state, name, prefix, where, cfg, shapes, allow_unused, allow_missing, resize):
+    """{'params/...': array, 'ema/...', 'queue/...'} with separate blocks."""
+    dummies = unstack_flat({k: np.broadcast_to(np.int8(0), s) for k, s in shapes.items()})
+    wanted = {f"{part}/{k}": v.shape for part in ("params", "ema") for k, v in dummies.items()}
+    table = make_table(name, cfg, prefix)
+    return engine.load(state, table, wanted, where, tuple(allow_unused), tuple(allow_missing), resize)
+
+
+def make_table(name, cfg, prefix):
+    """The format's table for this model. Raises UserError where the model lacks what the format is about."""
+    names = modality_names(cfg)
+    try:
+        return formats.find(name).table(cfg, prefix, names)
+    except KeyError as e:
+        raise UserError(f"format {name}: the model has no {e.args[0]}, which these weights are for") from None
+
+
+def assemble(flat, shapes, cfg, name) -> Imported:
+    """Trees from flat paths."""
+    parts = {"params": {}, "ema": {}, "queue": {}}
+    for path, x in flat.items():
+        part, _, rest = path.partition("/")
+        parts[part][rest] = x
+    if parts["ema"]:
+        parts["ema"] = parts["params"] | parts["ema"]
+    if parts["queue"] and "id" not in parts["queue"]:
+        size = next(len(v) for v in parts["queue"].values() if v.ndim)
+        parts["queue"]["id"] = np.full(size, EMPTY, np.int32)
+    trees = {k: unflatten_dict(stack_flat(v, shapes), sep="/") if v else None for k, v in parts.items()}
+    return Imported(trees["params"], trees["ema"], trees["queue"], cfg, name)
+
+
+def check_act(cfg, name, where, hints, act):
+    """The model's activations must be the weights'."""
+    names = modality_names(cfg)
+    for kind in formats.find(name).towers:
+        m = names.get(kind)
+        if m is None:
+            continue
+        theirs = settle_act(kind, act, hints, where, name.startswith("clip"))
+        ours = {f"modalities.{m}.act": cfg["modalities"][m]["act"]}
+        fusion = cfg["model"]["fusion"]
+        if kind == "text" and name in ("albef", "bert") and fusion["kind"] != "none":
+            ours["model.fusion.act"] = fusion["act"]
+        for key, value in ours.items():
+            if value != theirs:
+                raise UserError(f"{where}: trained with activation {theirs}, but config.{key} is {value}")
+
+
+def abstract_params(cfg) -> dict:
+    """Shapes of a model's parameters, without making them."""
+    model = build_model(cfg)
+    batch = {}
+    for m, c in cfg["modalities"].items():
+        if c["encoder"] == "vit":
+            batch[m] = jnp.zeros((1, c["size"], c["size"], 3), jnp.float32)
+        elif c["encoder"] == "text":
+            batch[m] = jnp.zeros((1, c["max_length"]), jnp.int32)
+        else:
+            raise UserError(f"modality {m}: no weights format has an encoder {c['encoder']!r}")
+    return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+
+
+def initialise_from(params, init_cfg, model_cfg):
+    """Parameters with those of a weights file put in; what allow_missing lets pass keeps its value.
+
+    Args:
+      params: the model's initial parameters, scanned stacks or not.
+      init_cfg: config.init: path, format, act, allow_unused, allow_missing, resize_pos_embed.
+      model_cfg: the whole config; `modalities` and `model` are read.
+    A file of one tower needs the rest of the model in allow_missing, e.g. DeiT for ALBEF's image tower
+    r'(encoder_text|project_.*|fuser|.*_head)/.*|temperature', and its own head in allow_unused, r'head\\..*'.
+    """
+    cfg = plain(model_cfg)
+    flat = flatten_dict(params, sep="/")
+    shapes = {k: v.shape for k, v in flat.items()}
+    state, config, where = open_state(init_cfg["path"])
+    name, prefix = formats.detect(state, where, init_cfg["format"] or "auto")
+    check_act(cfg, name, where, read_hints(config, name), init_cfg.get("act") or None)
+    found = read(
+        state, name, prefix, where, cfg, shapes, init_cfg["allow_unused"], init_cfg["allow_missing"],
+        init_cfg["resize_pos_embed"],
+    )
+    found = {k.removeprefix("params/"): v for k, v in found.items() if k.startswith("params/")}
+    merged = unstack_flat(flat)
+    kept = sorted(set(merged) - set(found))
+    log.info("%s: %d weights read, %d keep their initial values", where, len(found), len(kept))
+    merged |= {k: jnp.asarray(v, merged[k].dtype) for k, v in found.items()}
+    return unflatten_dict(restack(merged, flat), sep="/")
+
+
+def restack(merged, like):
+    """stack_flat for device arrays."""
+    return {k: jnp.asarray(v) for k, v in stack_flat(merged, like).items()}
+
+
+def export_weights(params, cfg, format, ema=None, queue=None) -> dict[str, np.ndarray]:
+    """A state dict in another codebase's names; importing it again gives the same bits.
+
+    Raises UserError where the format has no name for a parameter, or its model differs from this one.
+    """
+    cfg = plain(cfg)
+    flat = {}
+    for part, tree in (("params", params), ("ema", ema), ("queue", queue)):
+        tree = unstack_flat(flatten_dict(tree, sep="/")) if tree else {}
+        flat |= {f"{part}/{k}": np.asarray(v) for k, v in tree.items()}
+    prefix = formats.find(format).prefix(cfg)
+    state = engine.dump(flat, make_table(format, cfg, prefix), f"export to {format}")
+    check_export(state, cfg, format, prefix)
+    return state
+
+
+def check_export(state, cfg, format, prefix):
+    """Would its readers build this model from the file? Weights alone do not show pooling, causality, epsilon."""
+    names = modality_names(cfg)
+    ours = {kind: cfg["modalities"][m] for kind, m in names.items() if kind}
+    heads, acts = ({k: c[key] for k, c in ours.items()} for key in ("heads", "act"))
+    theirs = config_of(state, format, prefix, f"export to {format}", {}, heads, acts)["modalities"]
+    free = {"mean", "std", "eps"}
+    for kind, c in theirs.items():
+        for key, value in c.items():
+            mine = ours[kind].get(key, value)
+            if key not in free and mine != value:
+                raise UserError(
+                    f"export to {format}: modalities.{names[kind]}.{key} is {mine!r}, "
+                    f"that format's model has {value!r}"
+                )

@@ -1,0 +1,149 @@
+"""The emoji set: its splits, its preparation, and TFDS sets in general."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from multimodal.data.builders import emoji_names
+from multimodal.data.image_codec import decode_image
+from multimodal.data.sources import build_source
+from multimodal.errors import UserError
+
+PREPARE = "import sys; from multimodal.data.prepare import own_builder; own_builder('emoji_names', sys.argv[1])"
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return emoji_names.assign_splits(emoji_names.load_records())
+
+
+def test_sizes(splits):
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    assert sum(sizes.values()) == 3953 and sizes["unseen_combination"] == 242
+    assert len({r["emoji"] for rows in splits.values() for r in rows}) == 3953
+    bases = {r["base"] for rows in splits.values() for r in rows}
+    held = {r["base"] for r in splits["unseen_glyph"]}
+    assert abs(len(held) / len(bases) - 0.05) < 0.005
+
+
+def test_unseen_glyphs_are_held_out_entirely(splits):
+    others = splits["train"] + splits["unseen_combination"]
+    for key in ("base", "drawing"):
+        assert not {r[key] for r in splits["unseen_glyph"]} & {r[key] for r in others}
+
+
+def test_parts_of_unseen_combinations_occur_in_train(splits):
+    train = splits["train"]
+    pairs = {(r["base"], r["tones"]) for r in train}
+    bases_of = {}
+    for r in train:
+        bases_of.setdefault(r["tones"], set()).add(r["base"])
+    for r in splits["unseen_combination"]:
+        assert r["tones"] and (r["base"], r["tones"]) not in pairs
+        assert any(base == r["base"] for base, _ in pairs)
+        assert bases_of[r["tones"]] - {r["base"]}
+    assert not {r["drawing"] for r in splits["unseen_combination"]} & {r["drawing"] for r in train}
+
+
+def test_split_tones():
+    assert emoji_names.split_tones("👍🏽") == ("👍", ("🏽",))
+    assert emoji_names.split_tones("🏽") == ("🏽", ())
+    assert emoji_names.split_tones("👩🏻‍🤝‍👨🏿") == ("👩‍🤝‍👨", ("🏻", "🏿"))
+
+
+def test_source(emoji_source, splits):
+    source = emoji_source("unseen_combination")
+    assert len(source) == 242
+    for i in (0, 100, 241):
+        example, record = source[i], splits["unseen_combination"][i]
+        assert example["text"] == record["names"] and example["id"] == record["id"]
+        assert example["text_group"] == list(emoji_names.languages())
+        assert not any(":" in t[:1] or "_" in t for t in example["text"])
+        assert decode_image(example["image"]).shape == (72, 72, 3)
+    copy = pickle.loads(pickle.dumps(source))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(copy.__getitem__, range(242))) == [source[i] for i in range(242)]
+
+
+def test_equal_drawings_share_an_id(splits):
+    ids = {}
+    for r in (r for rows in splits.values() for r in rows):
+        assert ids.setdefault(r["drawing"], r["id"]) == r["id"]
+    assert len(set(ids.values())) == len(ids) == 3919 - 0 if len(ids) == 3919 else len(ids) > 3900
+
+
+def test_wrong_split_and_feature(emoji_dir, emoji_source):
+    with pytest.raises(UserError, match="did you mean train"):
+        emoji_source("trian")
+    with pytest.raises(UserError, match="did you mean names"):
+        kwargs = dict(name="emoji_names", data_dir=emoji_dir, text_field="name")
+        build_source("tfds", "train", kwargs)
+
+
+def test_prepared_folder_needs_no_builder(emoji_dir, emoji_source):
+    emoji_source("train")
+    folder = os.path.join(emoji_dir, "emoji_names", "1.0.0")
+    assert build_source("tfds", "unseen_glyph", dict(name=folder))[0]["text"]
+
+
+def test_parquet_is_refused(emoji_dir, emoji_source, monkeypatch, tmp_path):
+    emoji_source("train")
+    folder = os.path.join(emoji_dir, "emoji_names", "1.0.0")
+    for file in os.listdir(folder):
+        data = open(os.path.join(folder, file), "rb").read()
+        if file == "dataset_info.json":
+            data = data.replace(b"array_record", b"parquet")
+        (tmp_path / file).write_bytes(data)
+    with pytest.raises(UserError, match="rows missing"):
+        build_source("tfds", "train", dict(name=str(tmp_path)))
+
+
+def test_unprepared_unknown_and_tensorflow_builders(tmp_path):
+    with pytest.raises(UserError, match="not prepared"):
+        build_source("tfds", "train", dict(name="cifar10", data_dir=str(tmp_path)))
+    with pytest.raises(UserError, match="did you mean emoji_names"):
+        build_source("tfds", "train", dict(name="emoji_nmaes", data_dir=str(tmp_path)))
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="tfds-tensorflow"):
+            build_source("tfds", "train", dict(name="coco_captions", data_dir=str(tmp_path)))
+
+
+def test_labels_of_a_catalogue_set_become_text(tmp_path):
+    with tfds.testing.mock_data(num_examples=5, data_dir=str(tmp_path)):
+        info = tfds.builder("cifar10", data_dir=str(tmp_path)).info
+    from multimodal.data import tfds_source
+
+    given = dict.fromkeys(("image", "text", "label", "id", "group"), "")
+    fields = tfds_source._detect_fields("cifar10", info.features, given)
+    assert fields == dict(image="image", text="", label="label", id="", group="")
+
+
+def start(folder):
+    return subprocess.Popen([sys.executable, "-c", PREPARE, str(folder)])
+
+
+def test_preparing_survives_a_kill_and_a_second_process(tmp_path):
+    killed = start(tmp_path)
+    deadline = time.time() + 30
+    while (
+        not any(f.name.startswith(".prep") for f in tmp_path.iterdir()) and time.time() < deadline
+    ):
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "emoji_names" / "1.0.0").exists()
+    both = [start(tmp_path) for _ in range(2)]
+    assert [p.wait(timeout=120) for p in both] == [0, 0]
+    source = build_source("tfds", "train", dict(name="emoji_names", data_dir=str(tmp_path)))
+    assert len(source) == 3530 and np.unique([source[i]["id"] for i in (0, 5, 9)]).size == 3
+    assert len([f for f in tmp_path.iterdir() if f.name.startswith(".prep")]) <= 1

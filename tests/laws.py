@@ -1,0 +1,132 @@
+"""The laws that every objective in the registry obeys; a new objective is covered without writing a test.
+
+A fork keeps this file: `cases()` lists (objective, keywords), `Bench` evaluates one of them on any batch.
+"""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import common
+from multimodal import objectives
+from multimodal.nn.model import build_model
+from multimodal.training.optim import make_optimizer
+from multimodal.training.step import make_loss, make_step, new_state
+
+VOCAB, LENGTH = 40, 6
+
+
+def cases():
+    """Every objective with its defaults, and with teacher, queue and soft targets where it knows them."""
+    found = []
+    for name, fn in sorted(objectives.OBJECTIVES.items()):
+        found.append((name, {}))
+        if "momentum" in inspect.signature(fn).parameters:
+            found.append((name, {"momentum": True, "alpha": 0.4}))
+    return found
+
+
+def tiny_config(name="contrastive", kwargs=None, **changes):
+    """A model of two towers, fusion and both heads, small enough to compile in a second."""
+    c = common.base()
+    sizes = dict(width=16, depth=1, heads=2, mlp_dim=32)
+    c.modalities.image = common.image_tower(size=8, patch=4, **sizes)
+    c.modalities.text = common.text_tower(vocab_size=VOCAB, max_length=LENGTH, **sizes)
+    c.model.embed_dim, c.model.heads = 8, ("match", "mlm")
+    c.model.temperature.bias = -1.0
+    c.model.fusion.kind = "cross_attention"
+    c.model.fusion.update(sizes)
+    c.ema.decay, c.queue.size = 0.9, 12
+    c.steps, c.batch_size = 6, 8
+    c.objectives[name] = kwargs or {}
+    c.update(changes)
+    return c
+
+
+def tiny_batch(size=8, seed=0, same_id=False):
+    """Random images and captions; two of them share an id, as captions of one photo do."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(5, VOCAB, (size, LENGTH)).astype(np.int32)
+    text[:, 0] = 2
+    text[1 % size, 3:] = 0
+    ids = np.zeros(size) if same_id else np.arange(size) + 100
+    ids[-1] = ids[0]
+    return {
+        "image": rng.integers(0, 256, (size, 8, 8, 3), dtype=np.uint8),
+        "text": text,
+        "id": ids.astype(np.int32),
+        "index": (np.arange(size) * 7 + 3).astype(np.int32),
+        "image_present": np.ones(size, bool),
+        "text_present": np.ones(size, bool),
+    }
+
+
+class Bench:
+    """One objective on a tiny model: loss, metrics and gradient of any batch."""
+
+    def __init__(self, name, kwargs=None, **changes):
+        self.config = c = tiny_config(name, kwargs, **changes)
+        self.model = build_model(c)
+        self.goals = objectives.build(c, {"mode": c.mode, "mask_id": 4, "keep_ids": (0, 2)})
+        params = jax.jit(self.model.init)(jax.random.key(0), tiny_batch())["params"]
+        # Larger than at the start, so that what the law compares is not all but zero.
+        rng = np.random.default_rng(9)
+        params = jax.tree.map(lambda p: _noisy(p, 0.1, rng), params)
+        params |= {"temperature": np.float32(np.log(10.0))}
+        self.tx = make_optimizer(c, params)
+        state = jax.jit(lambda p: new_state(c, p, self.tx))(params)
+        ema = jax.tree.map(lambda p: _noisy(p, 0.02, rng), params)
+        queue = state.queue
+        if queue is not None:  # half full, one entry of an id that the batch has too
+            ids = jnp.full_like(queue["id"], -1).at[:6].set(jnp.array([101, 7, 8, 9, 10, 11]))
+            queue = queue | {"id": ids}
+        self.state = state.replace(ema=ema, queue=queue, step=jnp.int32(3))
+        loss = make_loss(c, self.model, self.goals)
+        self._grad = jax.jit(jax.value_and_grad(lambda p, s, b: loss(p, s, b)[0]))
+
+    def __call__(self, batch, **changes):
+        """(loss, gradient) of a batch at the bench's state with `changes`."""
+        state = self.state.replace(**changes)
+        return self._grad(state.params, state, batch)
+
+    @functools.cached_property
+    def step(self):
+        """The jitted train step."""
+        return jax.jit(make_step(self.config, self.model, self.goals, self.tx))
+
+
+def _noisy(p, std, rng):
+    return np.asarray(p) + std * rng.standard_normal(p.shape, np.float32)
+
+
+def worst(a, b):
+    """Largest difference between two pytrees, relative to the largest entry of each array.
+
+    Arrays a thousandth of the pytree's largest entry and below (a key bias's gradient is zero in exact arithmetic) are
+    compared on that scale.
+    """
+    a, b = ([np.asarray(x, np.float64) for x in jax.tree.leaves(t)] for t in (a, b))
+    floor = max(np.abs(y).max() for y in b) / 1000
+    return max(np.abs(x - y).max() / max(np.abs(y).max(), floor) for x, y in zip(a, b, strict=True))
+
+
+def finite(tree):
+    """Whether every number of a pytree is."""
+    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))
+
+
+def rows(batch, which):
+    """The batch's examples at `which`, in that order."""
+    return {k: v[np.asarray(which)] for k, v in batch.items()}
+
+
+def without(batch, which, modality):
+    """The batch with a modality missing from the examples at `which`; what lies there is noise."""
+    present = batch[f"{modality}_present"].copy()
+    present[list(which)] = False
+    noise = tiny_batch(len(present), seed=77)[modality]
+    raw = np.where(present.reshape(-1, *[1] * (noise.ndim - 1)), batch[modality], noise)
+    return batch | {f"{modality}_present": present, modality: raw}
