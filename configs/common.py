@@ -169,6 +169,7 @@ def base():
     c.eval.names = ("retrieval",)  # evaluators, evals/
     c.eval.batch_size = 256
     c.eval.rerank = 0  # re-rank this many by the matching head; 0: off
+    c.eval.rerank_score = "itm"  # 'itm': the head's logit alone (ALBEF) | 'sum': plus the cosine (BLIP)
     c.eval.best = ""  # metric by which the best checkpoint is kept
     c.eval.use_ema = False  # evaluate the teacher
     c.eval.templates = ("a photo of a {}",)  # zero-shot prompts
@@ -183,8 +184,8 @@ def albef(c):
     c.model.fusion.kind = "cross_attention"
     c.objectives.contrastive = dict(weight=1.0, momentum=True, alpha=ramp)
     c.objectives.itm = dict(weight=1.0)
-    c.objectives.mlm = dict(weight=1.0, momentum=True, alpha=ramp)
-    c.ema.decay = 0.995
+    c.objectives.mlm = dict(weight=1.0, momentum=True, alpha=ramp, max_predictions=5)
+    c.ema.decay = 0.99  # ALBEF: 0.995, over 100 times as many steps
     c.queue.size = 2048
     return c
 

@@ -30,12 +30,17 @@ def load_config(spec: str, overrides=()) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"--config: {path} has no function get_config(arg)")
     config = module.get_config(arg) if arg else module.get_config()
+    return apply_overrides(config, overrides).lock()
+
+
+def apply_overrides(config, overrides):
+    """Change a config by 'a.b.c=value' strings, in place. Raises UserError as load_config does."""
     for override in overrides:
         key, eq, text = override.partition("=")
         if not eq:
             raise UserError(f"--config.{key}: give a value, --config.{key}=VALUE")
         _override(config, key, text)
-    return config.lock()
+    return config
 
 
 def _near_file(path):

@@ -1,6 +1,8 @@
 """Prepared TFDS sets and builders of our own, read by random access and without TensorFlow."""
 
+import contextlib
 import glob
+import io
 import os
 
 import numpy as np
@@ -81,18 +83,19 @@ def _find_builder(name, data_dir):
         return own_builder(name, data_dir)
     folder = _prepared_folder(name, data_dir)
     try:
-        if folder:  # Needs no builder code, so no TensorFlow either.
-            return tfds.builder_from_directory(folder)
-        return tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a banner about TensorFlow.
+            if folder:  # Needs no builder code, so no TensorFlow either.
+                return tfds.builder_from_directory(folder)
+            return tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
-        known = [*BUILDERS, *tfds.list_builders()]
+        known = [*BUILDERS, *tfds.list_builders(with_community_datasets=False)]
         raise UserError(
             f"no TFDS builder or prepared folder {name!r}{nearest(name, known)}"
         ) from None
     except ImportError as e:
         raise UserError(
             f"the TFDS builder {name!r} needs a package that is not installed "
-            f"({e.name or e}); for TensorFlow: {_EXTRA}, then prepare it once with "
+            f"({str(e).rpartition(': ')[2]}); for TensorFlow: {_EXTRA}, then prepare it once with "
             "file_format='array_record'"
         ) from None
     except (ValueError, OSError, RuntimeError) as e:

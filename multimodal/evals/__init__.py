@@ -2,5 +2,6 @@
 
 from multimodal.evals.registry import EVALUATORS, register
 from multimodal.evals.run import evaluate, run_evals
+from multimodal.evals.table import headline, table
 
-__all__ = ["EVALUATORS", "evaluate", "register", "run_evals"]
+__all__ = ["EVALUATORS", "evaluate", "headline", "register", "run_evals", "table"]

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from multimodal.evals.table import table
+from multimodal.nn.model import Net
 
 
 def report(workdir, step="latest"):
@@ -39,9 +40,11 @@ def retrieval_sheets(loaded, folder) -> list:
     c = loaded.config
     if not c.eval.pictures or not {"text", "image"} <= set(c.modalities):
         return []
+    teacher = c.eval.use_ema and loaded.ema is not None
+    net = Net(loaded.net.model, loaded.ema) if teacher else loaded.net
     return [
         draw_retrieval(
-            loaded.net,
+            net,
             data,
             pathlib.Path(folder, f"retrieval_{data.name.replace('/', '_')}.png"),
             c.eval.pictures,

@@ -73,12 +73,10 @@ def overridden(config, overrides):
     """A copy of a config with 'key=value' changes; another source drops the old one's kwargs."""
     from ml_collections import ConfigDict
 
-    from multimodal.config import _override
+    from multimodal.config import apply_overrides
 
     changed = ConfigDict(config.to_dict())
     pairs = [o.partition("=")[::2] for o in overrides]
     if any(key == "data.source" and text != config.data.source for key, text in pairs):
         changed.data.kwargs = ConfigDict()
-    for key, text in pairs:
-        _override(changed, key, text)
-    return changed
+    return apply_overrides(changed, overrides)

@@ -40,12 +40,39 @@ def _retrieval_table(metrics, names, split, pair, reranked):
     rows = [("all", _cells(values, "", directions))]
     rows += [(_label(g), _cells(values, g, directions)) for g in groups]
     rows.append(("chance", _cells(values, "", directions, "chance_")))
+    if groups:  # A group has fewer targets, so its chance level is another one.
+        rows.append(("chance in a group", _cells(_mean_chance(values, groups), "", directions)))
     title = f"{split}: " + ", ".join(
         f"{values['', q, t, 'count']:,.0f} {q}{'s' if values['', q, t, 'count'] != 1 else ''}"
         for q, t in reversed(directions)
     )
     title += ", re-ranked by the matching head" if reranked else ""
     return _layout(title, [f"{q} -> {t}" for q, t in directions], rows)
+
+
+def _mean_chance(values, groups):
+    """Chance level of each direction and metric, averaged over the groups."""
+    metrics = dict.fromkeys((q, t, m) for _, q, t, m in values if not m.startswith("chance_"))
+    found = {}
+    for q, t, m in metrics:
+        there = [
+            values[g, q, t, f"chance_{m}"] for g in groups if (g, q, t, f"chance_{m}") in values
+        ]
+        if there:
+            found["", q, t, m] = sum(there) / len(there)
+    return found
+
+
+def headline(metrics: dict) -> dict:
+    """The metrics worth following over the steps: of whole splits, no counts or chance levels."""
+    kept = {}
+    for key, value in metrics.items():
+        name = key.rpartition("/")[2]
+        parsed = parse(key)
+        constant = name in ("count", "targets", "classes") or name.startswith("chance")
+        if not constant and not (parsed and parsed.group):
+            kept[key] = value
+    return kept
 
 
 def _label(group):
@@ -65,7 +92,7 @@ def _cells(values, group, directions, prefix=""):
 def _cell(column, value):
     if value is None:
         return "-"
-    return f"{value:g}" if column == "median_rank" else f"{100 * value:.1f}"
+    return f"{value:.4g}" if column == "median_rank" else f"{100 * value:.1f}"
 
 
 def _layout(title, directions, rows):

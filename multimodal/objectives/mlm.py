@@ -12,12 +12,13 @@ stop = jax.lax.stop_gradient
 IGNORE = -100  # the label of a position that was not masked
 
 
-def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, random_from=0):
+def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, most=0, random_from=0):
     """BERT's masking: of `rate` of the tokens 80 % become [MASK], 10 % a random token, 10 % stay.
 
     Args:
       ids: [B, L]; index: [B], draws depend on the example's index and the position only.
       keep_ids: ids that are never masked (padding, class token).
+      most: largest number of masked tokens an example; 0 for any.
       random_from: smallest id of a random token.
     Returns: masked ids [B, L], labels [B, L] (IGNORE where not masked).
     """
@@ -25,11 +26,14 @@ def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, random_
     def draw(key):
         k1, k2, k3 = jax.random.split(key, 3)
         length = ids.shape[1:]
-        hit = jax.random.bernoulli(k1, rate, length)
-        return hit, jax.random.uniform(k2, length), jax.random.randint(k3, length, random_from, vocab_size)
+        other = jax.random.randint(k3, length, random_from, vocab_size)
+        return jax.random.uniform(k1, length), jax.random.uniform(k2, length), other
 
-    hit, fate, other = jax.vmap(draw)(example_keys(rng, index))
-    hit = hit & ~jnp.isin(ids, jnp.asarray(keep_ids))
+    luck, fate, other = jax.vmap(draw)(example_keys(rng, index))
+    luck = jnp.where(jnp.isin(ids, jnp.asarray(keep_ids)), 1.0, luck)
+    hit = luck < rate
+    if most and most < ids.shape[1]:
+        hit &= luck <= jnp.sort(luck, axis=1)[:, most - 1 : most]
     masked = jnp.where(fate < 0.8, mask_id, jnp.where(fate < 0.9, other, ids))
     return jnp.where(hit, masked, ids).astype(ids.dtype), jnp.where(hit, ids, IGNORE)
 
@@ -37,13 +41,15 @@ def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, random_
 @register("mlm")
 def mlm(
     net, out, batch, rng, a="text", context="image", rate=0.15, mask_id=4, keep_ids=(0, 2),
-    momentum=False, alpha=0.0, masked=None, mode="corrected",
+    max_predictions=0, momentum=False, alpha=0.0, masked=None, mode="corrected",
 ):
     """Cross-entropy of masked tokens, predicted from the fusion of the masked text with the context.
 
     Args:
       a: the modality of token ids; context: the modality that its tokens look at; '' for text alone.
       rate: share of tokens masked; mask_id, keep_ids: the tokenizer's.
+      max_predictions: largest number of masked tokens an example; 0 for any. A bound saves most of the output
+        layer's work, which is then done for that many positions only (BERT's max_predictions_per_seq).
       momentum, alpha: mix in alpha times the cross-entropy to the teacher's softmax on the same masked text.
       masked: (ids, labels) to use instead of drawing (parity tests).
       mode: 'albef_original' draws random tokens from the whole vocabulary, special ones included.
@@ -55,33 +61,45 @@ def mlm(
     if masked is None:
         masked = mask_tokens(
             rng_mask, ids, index_of(batch, len(ids)), vocab_size=net.model.modalities[a]["vocab_size"],
-            mask_id=mask_id, keep_ids=keep_ids, rate=rate,
+            mask_id=mask_id, keep_ids=keep_ids, rate=rate, most=max_predictions,
             random_from=0 if mode == "albef_original" else max(mask_id, *keep_ids) + 1,
         )
     ids, labels = masked
+    at, labels = _masked_positions(labels, max_predictions)
     weights = (labels != IGNORE) & present[:, None]
     inputs = {a: ids, f"{a}_present": out[a].present, "index": index_of(batch, len(ids))}
     inputs |= {k: batch[k] for k in (f"{a}_mask",) if k in batch}
 
-    def logits_of(net, inputs, tokens):
+    def logits_of(net, inputs, at, tokens):
         text = net.encode(inputs, rng=rng_encode)[a].tokens
-        return net.mlm(net.fuse(text, tokens) if context else text)
+        fused = net.fuse(text, tokens) if context else text
+        if at is not None:
+            fused = fused.replace(x=jnp.take_along_axis(fused.x, at[..., None], axis=1))
+        return net.mlm(fused)
 
-    def losses_of(net, inputs, labels, tokens, teacher_tokens):
-        logits = logits_of(net, inputs, tokens)
+    def losses_of(net, inputs, at, labels, tokens, teacher_tokens):
+        logits = logits_of(net, inputs, at, tokens)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
         if momentum:
-            taught = jax.nn.softmax(logits_of(net.teacher, inputs, teacher_tokens))
+            taught = jax.nn.softmax(logits_of(net.teacher, inputs, at, teacher_tokens))
             soft = -(stop(taught) * jax.nn.log_softmax(logits)).sum(-1)
             losses = (1 - alpha) * losses + alpha * soft
         return losses, logits.argmax(-1) == labels
 
     tokens = out[context].tokens if context else None
     teacher_tokens = out["teacher"][context].tokens if context and momentum else None
-    losses, right = net.per_example(losses_of, inputs, labels, tokens, teacher_tokens)
+    losses, right = net.per_example(losses_of, inputs, at, labels, tokens, teacher_tokens)
     count = jnp.maximum(weights.sum(), 1)
 
     def mean(x):
         return jnp.where(weights, x, 0).sum() / count
 
     return mean(losses), {"accuracy": mean(right.astype(losses.dtype))}
+
+
+def _masked_positions(labels, most):
+    """Positions [B, most] that hold all masked tokens, and their labels; (None, labels) without a bound."""
+    if not most or most >= labels.shape[1]:
+        return None, labels
+    _, at = jax.lax.top_k((labels != IGNORE).astype(jnp.int32), most)
+    return at, jnp.take_along_axis(labels, at, axis=1)

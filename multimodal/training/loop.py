@@ -109,13 +109,13 @@ class Run:
             clock.restart()
 
     def _evaluate(self, step, state, logger):
-        from multimodal.evals import evaluate
+        from multimodal.evals import evaluate, headline
 
         params = state.ema if self.config.eval.use_ema else state.params
         scores = evaluate(self.config, self.model, params, self.tokenizer, self.mesh)
         if jax.process_index() == 0:
             write_scores(self.workdir, step, scores)
-            logger.write(step, {f"eval/{k}": v for k, v in scores.items()})
+            logger.write(step, {f"eval/{k}": v for k, v in headline(scores).items()})
         best = self.config.eval.best
         if best and best not in scores:
             raise UserError(f"config.eval.best: no metric {best!r}; there are {', '.join(sorted(scores))}")

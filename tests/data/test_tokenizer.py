@@ -13,8 +13,10 @@ from multimodal.data.tokenizer import Tokenizer, train_tokenizer
 from multimodal.errors import UserError
 
 ODD = [
-    "", "   \t\n ", "a dog\x00with a NUL", "\x07\x1b[31m", "👩‍👩‍👧‍👦 🏳️‍🌈", "a very long caption " * 1000,
-    "x" * 5000, "كلب يركض", "d̵̡̛o̷̢͝g̶̛", "一只狗在海滩上奔跑", "कुत्ता", "犬がビーチを走る", "해변", "cafe\u0301",
+    "", "   \t\n ", "a dog\x00with a NUL", "\x07\x1b[31m", "👩‍👩‍👧‍👦 🏳️‍🌈",
+    "a very long caption " * 1000,
+    "x" * 5000, "كلب يركض", "d̵̡̛o̷̢͝g̶̛", "一只狗在海滩上奔跑", "कुत्ता", "犬がビーチを走る",
+    "해변", "cafe\u0301",
     "dog \u202e gnol \u202c", "<b>dog</b> &amp;", "\ufeffa dog", "\ud800", "a\udfffb",
 ]  # fmt: skip
 TRAIN = """

@@ -8,7 +8,7 @@ from multimodal.config import load_config
 from multimodal.errors import UserError
 from multimodal.evals.registry import EVALUATORS
 from multimodal.evals.run import overridden, run_evals
-from multimodal.evals.table import table
+from multimodal.evals.table import headline, table
 
 
 @pytest.fixture
@@ -36,13 +36,30 @@ def test_table_of_languages_with_and_without_reranking(net, data, config):
     plain, reranked = text.split("\n\n")
     assert plain.startswith("dev: 13 images, 39 texts\n")
     assert "re-ranked" in reranked.splitlines()[0]
+    chance = ["chance", "chance in a group"]
     rows = [line.split("  ")[0] for line in plain.splitlines()[3:]]
-    assert [r for r in rows if r[0] != "-"] == ["all", "English (en)", "German (de)", "chance"]
+    assert [r for r in rows if r[0] != "-"] == ["all", "English (en)", "German (de)", *chance]
     assert len({len(line) for line in plain.splitlines()[1:]}) == 1, "columns are aligned"
     english = next(line for line in plain.splitlines() if line.startswith("English")).split()
     expected = [metrics[f"dev/en/text_to_image/r{k}"] for k in (1, 5, 10)]
     assert [float(v) for v in english[2:5]] == pytest.approx([100 * v for v in expected], abs=0.05)
     assert table({"train/loss": 1.0}) == ""
+
+
+def test_headline_has_whole_splits_only(net, data, config):
+    names = headline(run_evals(net, config, None, data_override=[data]))
+    assert {n.rpartition("/")[2] for n in names} == {
+        "r1",
+        "r5",
+        "r10",
+        "median_rank",
+        "mrr",
+        "mean_recall",
+    }
+    assert not any("/en/" in n for n in names)
+    assert headline({"dev/zeroshot/top1": 0.5, "dev/zeroshot/chance": 0.1}) == {
+        "dev/zeroshot/top1": 0.5
+    }
 
 
 def test_another_source_drops_the_kwargs_of_the_old():
