@@ -50,7 +50,8 @@ def text_tower(**changes):
     c = ConfigDict()
     c.encoder = "text"
     c.vocab_size = 4096
-    c.max_length = 16  # tokens
+    c.max_length = 16  # tokens a caption is cut to, and padded to
+    c.positions = 0  # rows of the position table, if more than max_length (BERT: 512)
     c.width = 192
     c.depth = 2
     c.heads = 3
@@ -221,14 +222,28 @@ def recipe(c, arg, default="albef"):
     return smoke(c) if "smoke" in words else c
 
 
+def use_emoji(c):
+    """Train and evaluate on the embedded emoji set."""
+    c.data.source = "tfds"
+    c.data.kwargs = dict(name="emoji_names")
+    c.data.train_split, c.data.eval_splits = "train", ("unseen_combination", "unseen_glyph")
+    c.eval.best = "unseen_combination/text_to_image/r1"
+    return c
+
+
 def smoke(c):
-    """Shrink a config to seconds on a CPU; everything that it does is still done."""
-    c.steps, c.batch_size, c.log_every, c.save_every = 4, 16, 2, 2
+    """Shrink a config to seconds on a CPU and the embedded data; everything that it does is still done."""
+    use_emoji(c)
+    c.steps, c.batch_size, c.log_every, c.save_every, c.micro_batches = 4, 16, 2, 2, 1
+    c.modalities.image.update(size=32, patch=8)
+    c.modalities.text.update(vocab_size=2048, max_length=12)
+    c.tokenizer.update(path="", vocab_size=2048)
+    sizes = dict(width=32, heads=2, mlp_dim=64, depth=1)
     for m in c.modalities.values():
-        m.width, m.depth, m.heads, m.mlp_dim = 32, 1, 2, 64
-    f = c.model.fusion
-    f.width, f.depth, f.heads, f.mlp_dim = 32, 1, 2, 64
-    c.model.embed_dim = 16
+        m.update(sizes)
+    c.model.fusion.update(sizes)
+    c.model.embed_dim, c.model.dtype = 16, "float32"
     c.queue.size = min(c.queue.size, 64)
     c.eval.rerank = min(c.eval.rerank, 4)
+    c.eval.pictures = 2
     return c

@@ -16,7 +16,4 @@ def get_config(arg=""):
     c.modalities.text = common.text_tower(vocab_size=8192, max_length=16, **sizes)
     c.tokenizer.vocab_size = 8192
     c.model.fusion.update(depth=1, **sizes)
-    c.data.kwargs = dict(name="emoji_names")
-    c.data.eval_splits = ("unseen_combination", "unseen_glyph")
-    c.eval.best = "unseen_combination/text_to_image/r1"
-    return common.recipe(c, arg)
+    return common.recipe(common.use_emoji(c), arg)

@@ -127,10 +127,13 @@ def read_config(workdir) -> ConfigDict:
     """The config stored in a workdir. Raises UserError where there is none or it is not readable."""
     path = pathlib.Path(workdir, "config.json")
     try:
-        return ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8"))))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise TypeError(f"a {type(stored).__name__}, not an object")
+        return ConfigDict(_tuples(stored))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {workdir} is not a workdir of train.py") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, TypeError) as e:
         raise UserError(f"{path}: not a config ({e})") from None
 
 

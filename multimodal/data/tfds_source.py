@@ -54,6 +54,7 @@ class TfdsSource:
                 "group": group_field,
             },
         )
+        self.credit = getattr(builder, "CREDIT", "")
         self.label_names = read_label_names(label_names) or _names_of(builder, fields["label"])
         self._template = template
         self._data = _open_split(name, builder, split, fields["image"])

@@ -203,7 +203,7 @@ def albef_config(r):
     shared = {k: text[k] for k in ("width", "heads", "mlp_dim", "act", "norm", "eps")}
     fusion = {"kind": "cross_attention", "depth": len(crossed), **shared}
     heads = ("match", "mlm") if "text_encoder.cls.predictions.bias" in r.state else ("match",)
-    temperature = {"kind": "temperature", "init": 0.07, "min": 0.001, "max": 0.5, "bias": None}
+    temperature = {"kind": "scalar", "init": 0.07, "min": 0.001, "max": 0.5, "bias": None}
     model = model_config(r.shape("vision_proj.weight")[0], temperature, fusion, heads)
     return {"image": image, "text": text | {"depth": depth}}, model
 

@@ -150,6 +150,7 @@ class TextTransformer(nn.Module):
 
     vocab_size: int = 30522
     max_length: int = 77
+    positions: int = 0  # rows of the position table; 0: max_length
     width: int = 512
     depth: int = 12
     heads: int = 8
@@ -175,7 +176,7 @@ class TextTransformer(nn.Module):
     def setup(self):
         normal = nn.initializers.normal(0.02)
         self.token_embed = nn.Embed(self.vocab_size, self.width, embedding_init=normal, dtype=self.dtype)
-        self.pos_embed = self.param("pos_embed", normal, (self.max_length, self.width))
+        self.pos_embed = self.param("pos_embed", normal, (self.positions or self.max_length, self.width))
         if self.type_embed:
             self.type_embedding = self.param("type_embed", normal, (self.type_embed, self.width))
         norm = partial(nn.LayerNorm, epsilon=self.eps, use_fast_variance=False, dtype=self.dtype)
@@ -193,10 +194,10 @@ class TextTransformer(nn.Module):
         self.stack = Stack(cfg, self.depth, self.scan, self.remat)
 
     def __call__(self, ids, present, keys=None, mask=None):
-        if ids.shape[1] > self.max_length:
+        if ids.shape[1] > len(self.pos_embed):
             raise UserError(
-                f"text: {ids.shape[1]} tokens a caption exceed the model's "
-                f"max_length {self.max_length}: raise it or shorten the captions"
+                f"text: {ids.shape[1]} tokens a caption exceed the model's {len(self.pos_embed)} positions: "
+                "raise max_length or shorten the captions"
             )
         if mask is None:
             mask = ids != 0 if self.mask_padding else jnp.ones_like(ids, dtype=bool)

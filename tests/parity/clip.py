@@ -21,7 +21,7 @@ def loss_and_gradient(loaded, batch, objective):
     return jax.jit(jax.value_and_grad(loss))(loaded.params)
 
 
-def find(weights, dtype, act, batch, wanted):
+def find(weights, dtype, act, batch, wanted, guess):
     """The model with the numbers of heads that fit; `wanted` are both towers' embeddings."""
     first = load(weights, dtype, act=act, heads=1)
     widths = {m: c["width"] for m, c in first.config["modalities"].items()}
@@ -30,20 +30,20 @@ def find(weights, dtype, act, batch, wanted):
         net = load(weights, dtype, act=act, heads=heads).net
         return relative(net.encode({m: batch[m]})[m].embed, wanted[m])
 
-    heads = find_heads(widths, error_of, TOLERANCE[str(dtype)])
-    return load(weights, dtype, act=act, heads=heads), say_heads(heads)
+    heads = find_heads(widths, error_of, TOLERANCE[str(dtype)], guess)
+    return load(weights, dtype, act=act, heads=heads), heads
 
 
-def check_pair(label, weights, act, z, wanted, grads, objective, report):
-    """Rows for one model under one naming scheme."""
+def check_pair(label, weights, act, z, wanted, grads, objective, report, guess=None):
+    """Rows for one model under one naming scheme; returns its numbers of heads."""
     dtype = z["image"].dtype
     with precision(dtype):
         batch = make_batch(z["image"], z["input_ids"])
-        loaded, note = find(weights, dtype, act, batch, wanted)
+        loaded, heads = find(weights, dtype, act, batch, wanted, guess)
         net = loaded.net
         out = net.encode(batch)
         for m, theirs in wanted.items():
-            report.compare(f"{label} {m} features", out[m].embed, theirs, dtype, f"{act}, {note}")
+            report.compare(f"{label} {m} features", out[m].embed, theirs, dtype, f"{act}, {say_heads(heads)}")
         logits = net.scale() * out["image"].embed @ out["text"].embed.T + net.logit_bias()
         report.compare(f"{label} logits", logits, z["logits_per_image"], dtype)
         if "logit_scale_exp" in z:
@@ -53,6 +53,7 @@ def check_pair(label, weights, act, z, wanted, grads, objective, report):
         if grads:
             theirs = loaded.gradients(grads)
             compare_gradients(report, f"{label} gradients", gradient, theirs, dtype)
+    return heads
 
 
 def check_clip(folder, report):
@@ -67,10 +68,13 @@ def check_clip(folder, report):
         grads = {"oc": {k.removeprefix("grad."): v for k, v in z.items() if k.startswith("grad.")}}
         if (folder / f"{path.stem}_hf_grads.npz").is_file():
             grads["hf"] = report.load(folder / f"{path.stem}_hf_grads.npz")
+        heads = None
         for naming, file in files.items():
             if file.is_file():
                 label = f"CLIP {act} {NAMINGS[naming]}"
-                check_pair(label, file, act, z, wanted, grads.get(naming), "contrastive", report)
+                heads = check_pair(
+                    label, file, act, z, wanted, grads.get(naming), "contrastive", report, heads
+                )
 
 
 def check_siglip(folder, report):

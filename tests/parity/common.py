@@ -82,16 +82,18 @@ def divisors(n) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def find_heads(widths: dict, error_of, tolerance) -> dict:
+def find_heads(widths: dict, error_of, tolerance, guess=None) -> dict:
     """The numbers of heads, which weights do not record, by modality: for each the divisor of its width that fits.
 
     Args:
       error_of: fn(modality, {modality: heads}) -> relative error of that tower's output.
+      guess: numbers to try first.
     """
     heads = {m: 1 for m in widths}
     for m, width in widths.items():
         errors = {}
-        for d in divisors(width):
+        first = [guess[m]] if guess else []
+        for d in first + divisors(width):
             errors[d] = error_of(m, heads | {m: d})
             if errors[d] <= tolerance:
                 break

@@ -160,6 +160,7 @@ class EmojiNames(tfds.core.GeneratorBasedBuilder):
     """Emoji drawings with their names in 14 languages."""
 
     name = "emoji_names"
+    CREDIT = "Drawings: Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
 

@@ -1,0 +1,52 @@
+"""The mesh, the layout rule, and batches that do not divide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from multimodal.errors import UserError
+from multimodal.training.sharding import check_batch, make_mesh, state_shardings, to_global
+
+
+def specs(tree, mesh, rules=()):
+    return jax.tree.map(lambda s: s.spec, state_shardings(tree, mesh, rules))
+
+
+def test_rule_takes_the_largest_axis_that_divides():
+    tree = {
+        "wide": jnp.zeros((130, 512)),
+        "odd": jnp.zeros((129, 131)),
+        "small": jnp.zeros((8, 8)),
+        "scalar": jnp.zeros(()),
+    }
+    assert specs(tree, make_mesh(2, 4)) == {
+        "wide": P(None, "fsdp"), "odd": P(), "small": P(), "scalar": P(),
+    }
+
+
+def test_a_regex_overrides_the_rule():
+    tree = {"a": {"kernel": jnp.zeros((512, 512))}, "b": {"kernel": jnp.zeros((512, 512))}}
+    found = specs(tree, make_mesh(2, 4), ((r"a/.*", ("data", "fsdp")),))
+    assert found == {"a": {"kernel": P("data", "fsdp")}, "b": {"kernel": P("fsdp")}}
+
+
+@pytest.mark.parametrize("data, fsdp", [(-1, 3), (3, 2), (0, 8), (-1, 0)])
+def test_mesh_that_does_not_make_the_devices(data, fsdp):
+    with pytest.raises(UserError, match="8 devices"):
+        make_mesh(data, fsdp)
+
+
+def test_batch_that_does_not_divide_names_one_that_does():
+    with pytest.raises(UserError, match="nearest size that does is 96"):
+        check_batch(100, make_mesh(2, 4), micro_batches=4)
+    check_batch(96, make_mesh(2, 4), micro_batches=4)
+
+
+def test_global_batch_is_the_batch():
+    mesh = make_mesh(2, 4)
+    batch = {"x": np.arange(48).reshape(16, 3)}
+    placed = to_global(batch, mesh)["x"]
+    assert len(placed.addressable_shards) == 8 and placed.addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(placed, batch["x"])
