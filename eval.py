@@ -1,4 +1,6 @@
-"""Evaluate a checkpoint: python eval.py --workdir DIR [--step N|latest|best] [--evals a,b] [--data SOURCE ...]"""
+"""Evaluate a checkpoint: python eval.py --workdir DIR [--step N|latest|best] [--evals a,b] [--data
+SOURCE ...]
+"""
 
 from multimodal.cli import run_command
 

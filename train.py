@@ -1,4 +1,4 @@
-"""Pre-train: python train.py --config configs/NAME.py[:ARG] --workdir DIR [--config.key=value ...]"""
+"""Pre-train: python train.py --config configs/NAME.py[:ARG] --workdir DIR [--config.KEY=VALUE]"""
 
 from multimodal.cli import run_command
 

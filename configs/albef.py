@@ -1,7 +1,9 @@
-"""ALBEF-base at 256 px, as pre-trained by Li et al. 2021: ViT-B/16 and one BERT-base, half of it fusion.
+"""ALBEF-base at 256 px, as pre-trained by Li et al. 2021: ViT-B/16 and one BERT-base, half of it
+fusion.
 
-Give the data (tar shards and captions.jsonl) as --config.data.kwargs.folder and the tokenizer (BERT's vocab.txt) as
---config.tokenizer.path. `:albef_original` reproduces the original's step, flaws included; the default corrects them.
+Give the data (tar shards and captions.jsonl) as --config.data.kwargs.folder and the tokenizer
+(BERT's vocab.txt) as --config.tokenizer.path. `:albef_original` reproduces the original's step,
+flaws included; the default corrects them.
 """
 
 from configs import common
@@ -11,17 +13,38 @@ def get_config(arg=""):
     c = common.base()
     c.batch_size, c.steps = 512, 30 * 7_800  # 30 epochs of the 4 M images
     c.modalities.image = common.image_tower(
-        size=256, width=768, depth=12, heads=12, mlp_dim=3072, augment="random_resized_crop",
-        scale=(0.2, 1.0), flip=True, mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711), scan=True,
+        size=256,
+        width=768,
+        depth=12,
+        heads=12,
+        mlp_dim=3072,
+        augment="random_resized_crop",
+        scale=(0.2, 1.0),
+        flip=True,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        scan=True,
     )
     bert = dict(
-        width=768, depth=6, heads=12, mlp_dim=3072, norm="post", eps=1e-12, dropout=0.1,
-        attention_dropout=0.1, scan=True,
+        width=768,
+        depth=6,
+        heads=12,
+        mlp_dim=3072,
+        norm="post",
+        eps=1e-12,
+        dropout=0.1,
+        attention_dropout=0.1,
+        scan=True,
     )
     c.modalities.text = common.text_tower(
-        vocab_size=30522, max_length=25, positions=512, type_embed=2, embed_norm=True, final_norm=False,
-        lower=True, **bert,
+        vocab_size=30522,
+        max_length=25,
+        positions=512,
+        type_embed=2,
+        embed_norm=True,
+        final_norm=False,
+        lower=True,
+        **bert,
     )
     c.model.fusion.update(**bert)
     c.model.embed_dim = 256
@@ -47,6 +70,11 @@ def _published(c, steps_per_epoch):
     c.optim.lr = dict(schedule="cosine", peak=1e-4, warmup=2000, end=1e-5)
     if c.mode == "albef_original":
         c.optim.lr = dict(
-            schedule="albef", peak=1e-4, start=1e-5, end=1e-5, steps_per_epoch=steps_per_epoch, epochs=30
+            schedule="albef",
+            peak=1e-4,
+            start=1e-5,
+            end=1e-5,
+            steps_per_epoch=steps_per_epoch,
+            epochs=30,
         )
     return c

@@ -1,4 +1,6 @@
-"""Every key of a config, once, with what it means. A config file changes values of these; it adds none."""
+"""Every key of a config, once, with what it means. A config file changes values of these; it adds
+none.
+"""
 
 from ml_collections import ConfigDict
 
@@ -84,7 +86,7 @@ def base():
     """The keys that are not a modality's, with defaults for small experiments on a CPU."""
     c = ConfigDict()
     c.seed = 0
-    c.mode = "corrected"  # 'corrected' | 'albef_original': reproduces the original's step, flaws included
+    c.mode = "corrected"  # | 'albef_original': reproduces the original's step, flaws included
     c.steps = 1000
     c.batch_size = 256  # of all devices together
     c.micro_batches = 1  # memory of one micro-batch at a time; the result does not change
@@ -117,7 +119,8 @@ def base():
     c.model.temperature.max = 1.0
     c.model.temperature.bias = None  # start of a learned bias on the logits (SigLIP: -10.0)
 
-    # name -> {fn: a name in objectives/ (default: the name), weight, its keywords}; numbers may be schedules.
+    # name -> {fn: a name in objectives/ (default: the name), weight, its keywords}; numbers may be
+    # schedules.
     c.objectives = ConfigDict()
 
     c.ema = ConfigDict()
@@ -133,7 +136,8 @@ def base():
     c.optim.eps = 1e-6
     c.optim.weight_decay = 0.1
     c.optim.clip = 1.0  # global gradient norm; 0: off
-    c.optim.rules = ()  # ((path regex, lr factor, decay factor), ...); (): the mode's; lr factor 0 freezes
+    # ((path regex, lr factor, decay factor), ...); (): the mode's; lr factor 0 freezes
+    c.optim.rules = ()
 
     c.init = ConfigDict()  # start from other weights
     c.init.path = ""  # .safetensors, .pth (tensors only), or a folder that holds one
@@ -170,7 +174,9 @@ def base():
     c.eval.names = ("retrieval",)  # evaluators, evals/
     c.eval.batch_size = 256
     c.eval.rerank = 0  # re-rank this many by the matching head; 0: off
-    c.eval.rerank_score = "itm"  # 'itm': the head's logit alone (ALBEF) | 'sum': plus the cosine (BLIP)
+    c.eval.rerank_score = (
+        "itm"  # 'itm': the head's logit alone (ALBEF) | 'sum': plus the cosine (BLIP)
+    )
     c.eval.best = ""  # metric by which the best checkpoint is kept
     c.eval.use_ema = False  # evaluate the teacher
     c.eval.templates = ("a photo of a {}",)  # zero-shot prompts
@@ -198,7 +204,9 @@ def clip(c):
 
 
 def siglip(c):
-    """Two towers and the sigmoid loss (Zhai et al. 2023): a learned bias, and a log scale that starts at log 10."""
+    """Two towers and the sigmoid loss (Zhai et al. 2023): a learned bias, and a log scale that
+    starts at log 10.
+    """
     c.objectives.sigmoid = dict(weight=1.0)
     c.model.temperature.init = 0.1
     c.model.temperature.bias = -10.0
@@ -209,12 +217,16 @@ RECIPES = {"albef": albef, "clip": clip, "siglip": siglip}
 
 
 def recipe(c, arg, default="albef"):
-    """Apply what a config's argument asks for: a recipe's name, `albef_original`, `smoke`, joined by commas."""
+    """Apply what a config's argument asks for: a recipe's name, `albef_original`, `smoke`, joined
+    by commas.
+    """
     words = [w for w in arg.split(",") if w]
     known = [*RECIPES, "albef_original", "smoke"]
     for w in words:
         if w not in known:
-            raise UserError(f"--config: no variant {w!r}{nearest(w, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"--config: no variant {w!r}{nearest(w, known)}; there are {', '.join(known)}"
+            )
     if "albef_original" in words:
         c.mode = "albef_original"
     chosen = [w for w in words if w in RECIPES] or [default]
@@ -232,7 +244,9 @@ def use_emoji(c):
 
 
 def smoke(c):
-    """Shrink a config to seconds on a CPU and the embedded data; everything that it does is still done."""
+    """Shrink a config to seconds on a CPU and the embedded data; everything that it does is still
+    done.
+    """
     use_emoji(c)
     c.steps, c.batch_size, c.log_every, c.save_every, c.micro_batches = 4, 16, 2, 2, 1
     c.modalities.image.update(size=32, patch=8)

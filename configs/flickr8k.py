@@ -1,7 +1,8 @@
-"""ALBEF on photographs with five captions each, from tar shards and a JSONL file (Flickr8k at 128 px).
+"""ALBEF on photographs with five captions each, from tar shards and a JSONL file (Flickr8k at 128
+px).
 
-The folder holds `*.tar` with `<id>.jpg` and `captions.jsonl` with `id, split, captions` a line; point
---config.data.kwargs.folder at yours. Variants as in emoji.py.
+The folder holds `*.tar` with `<id>.jpg` and `captions.jsonl` with `id, split, captions` a line;
+point --config.data.kwargs.folder at yours. Variants as in emoji.py.
 """
 
 from configs import common
@@ -14,7 +15,9 @@ def get_config(arg=""):
     c.modalities.image = common.image_tower(
         size=128, depth=4, augment="random_resized_crop", scale=(0.4, 1.0), flip=True, **sizes
     )
-    c.modalities.text = common.text_tower(vocab_size=4096, max_length=24, depth=2, lower=True, **sizes)
+    c.modalities.text = common.text_tower(
+        vocab_size=4096, max_length=24, depth=2, lower=True, **sizes
+    )
     c.model.fusion.update(depth=1, **sizes)
     c.data.source = "jsonl_tar"
     c.data.kwargs = dict(folder="../shared/data/flickr8k_128")

@@ -8,7 +8,7 @@ import sys
 
 from multimodal.errors import UserError
 
-# argument: (help, default)
+# What each argument means, and its default.
 ARGUMENTS = {
     "config": ("configs/NAME.py[:ARG], a Python file that is executed", None),
     "workdir": ("folder of the run", None),
@@ -23,7 +23,11 @@ def parse_args(doc, required, argv):
     `--data SOURCE` is short for --config.data.source. Raises UserError for anything else.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, exit_on_error=False)
-    names = [n for n in ARGUMENTS if n in required or (n in ("step", "evals") and "config" not in required)]
+    names = [
+        n
+        for n in ARGUMENTS
+        if n in required or (n in ("step", "evals") and "config" not in required)
+    ]
     for name in names:
         text, default = ARGUMENTS[name]
         parser.add_argument(f"--{name}", help=text, default=default)
@@ -40,8 +44,12 @@ def parse_args(doc, required, argv):
     while rest:
         item = rest.pop(0)
         if not item.startswith("--config."):
-            close = difflib.get_close_matches(item.split("=")[0].lstrip("-"), [*names, "config.", "data"], n=1)
-            raise UserError(f"unknown argument {item}" + (f" (did you mean --{close[0]}?)" if close else ""))
+            close = difflib.get_close_matches(
+                item.split("=")[0].lstrip("-"), [*names, "config.", "data"], n=1
+            )
+            raise UserError(
+                f"unknown argument {item}" + (f" (did you mean --{close[0]}?)" if close else "")
+            )
         key = item.removeprefix("--config.")
         if "=" not in key and rest and not rest[0].startswith("--"):
             key += "=" + rest.pop(0)
@@ -53,8 +61,10 @@ def parse_args(doc, required, argv):
 
 
 def run_command(main, doc, required):
-    """Run main(args) as a program: exit 0; 2 with one line for a UserError; a traceback for a bug."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    """Run main(args) as a program: exit 0, or 2 with one line for a UserError."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     for chatty in ("absl", "jax", "orbax", "grain", "matplotlib", "tensorflow_datasets"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,4 +1,4 @@
-"""Configs: read from a Python file, changed on the command line, stored as JSON that is data only."""
+"""Configs: read from a Python file, changed on the command line, stored as JSON (data only)."""
 
 import ast
 import difflib
@@ -18,8 +18,8 @@ FREE_KEYS = ("log_every", "save_every", "keep", "data.threads", "mesh.", "eval_e
 def load_config(spec: str, overrides=()) -> ConfigDict:
     """The config of 'configs/NAME.py[:ARG]', with 'a.b.c=value' overrides.
 
-    The file is Python and is executed. Raises UserError for a missing file, an unknown key (with the nearest
-    real one) and a value of another type.
+    The file is Python and is executed. Raises UserError for a missing file, an unknown key (with
+    the nearest real one) and a value of another type.
     """
     path, _, arg = spec.partition(":")
     if not os.path.isfile(path):
@@ -60,7 +60,8 @@ def _override(config, key, text):
         node = node[part]
     if not isinstance(node, ConfigDict):
         _unknown(key, flat)
-    # Arguments of an objective, a schedule or a source are the function's own: it checks their names.
+    # Arguments of an objective, a schedule or a source are the function's own: it checks their
+    # names.
     is_open = parents and (parents[0] == "objectives" or "kwargs" in parents or "schedule" in node)
     if last not in node and not is_open:
         _unknown(key, flat)
@@ -83,7 +84,7 @@ def _parse(text):
 
 
 def _coerce(key, value, old):
-    """value in the type of what stands there. Raises UserError where it is another kind of thing."""
+    """value in the type of what stands there. Raises UserError for another kind of thing."""
     if old is None or value is None:
         return value
     if isinstance(old, ConfigDict) and isinstance(value, dict):
@@ -98,7 +99,8 @@ def _coerce(key, value, old):
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if type(old) is not type(value):
         raise UserError(
-            f"--config.{key}: {value!r} is a {type(value).__name__}, wanted a {type(old).__name__} like {old!r}"
+            f"--config.{key}: {value!r} is a {type(value).__name__}, wanted a "
+            f"{type(old).__name__} like {old!r}"
         )
     return value
 
@@ -124,7 +126,7 @@ def save_config(config, workdir):
 
 
 def read_config(workdir) -> ConfigDict:
-    """The config stored in a workdir. Raises UserError where there is none or it is not readable."""
+    """The config stored in a workdir. Raises UserError where there is none that can be read."""
     path = pathlib.Path(workdir, "config.json")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -147,16 +149,23 @@ def check_same(config, stored):
     """Raise UserError that names the keys in which a run's config differs from the stored one."""
     new, old = (_plain(flatten(c)) for c in (config, stored))
     changed = [
-        k for k in sorted(new.keys() | old.keys())
+        k
+        for k in sorted(new.keys() | old.keys())
         if new.get(k, "absent") != old.get(k, "absent") and not k.startswith(FREE_KEYS)
     ]
     if changed:
-        told = ", ".join(f"{k} ({old.get(k, 'absent')} -> {new.get(k, 'absent')})" for k in changed[:8])
+        told = ", ".join(
+            f"{k} ({old.get(k, 'absent')} -> {new.get(k, 'absent')})" for k in changed[:8]
+        )
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise UserError(
-            f"the workdir holds a run with another config: {told}{more}; take another --workdir or the old values"
+            f"the workdir holds a run with another config: {told}{more}; "
+            "take another --workdir or the old values"
         )
 
 
 def _plain(flat):
-    return {k: _tuples(json.loads(json.dumps(v.to_dict() if hasattr(v, "to_dict") else v))) for k, v in flat.items()}
+    return {
+        k: _tuples(json.loads(json.dumps(v.to_dict() if hasattr(v, "to_dict") else v)))
+        for k, v in flat.items()
+    }

@@ -21,7 +21,8 @@ def lookup(registry: dict, name: str, where: str):
         return registry[name]
     if ":" not in name:
         raise UserError(
-            f"{where}: unknown name {name!r}{nearest(name, registry)}; known: {', '.join(sorted(registry))}"
+            f"{where}: unknown name {name!r}{nearest(name, registry)}; "
+            f"known: {', '.join(sorted(registry))}"
         )
     module, _, attribute = name.partition(":")
     try:

@@ -1,4 +1,6 @@
-"""Schedules: values that change with the step. Learning rates, objective weights, mixing coefficients."""
+"""Schedules: values that change with the step. Learning rates, objective weights, mixing
+coefficients.
+"""
 
 import dataclasses
 
@@ -11,7 +13,7 @@ KINDS = {}
 
 
 def kind(name):
-    """Decorator: make a schedule `fn(step, total, **kwargs)` known to configs as `schedule = name`."""
+    """Decorator: make `fn(step, total, **kwargs)` known to configs as `schedule = name`."""
 
     def add(fn):
         KINDS[name] = fn
@@ -22,7 +24,9 @@ def kind(name):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A function of the step, built from a config like `{"schedule": "cosine", "peak": 1e-3, "warmup": 100}`."""
+    """A function of the step, built from a config like `{"schedule": "cosine", "peak": 1e-3,
+    "warmup": 100}`.
+    """
 
     name: str
     total: int
@@ -34,13 +38,14 @@ class Schedule:
     @staticmethod
     def parse(value, total: int):
         """The Schedule that a dict with the key `schedule` describes; any other value as it is."""
-        if not (hasattr(value, "keys") and "schedule" in value.keys()):
+        if not (hasattr(value, "keys") and "schedule" in value):
             return value
         kwargs = dict(value)
         name = kwargs.pop("schedule")
         if name not in KINDS:
             raise UserError(
-                f"unknown schedule {name!r}{nearest(name, KINDS)}; known: {', '.join(sorted(KINDS))}"
+                f"unknown schedule {name!r}{nearest(name, KINDS)}; "
+                f"known: {', '.join(sorted(KINDS))}"
             )
         schedule = Schedule(name, total, kwargs)
         try:
@@ -63,13 +68,17 @@ def constant(step, total, value, warmup=0):
 
 @kind("ramp")
 def ramp(step, total, end, steps, start=0.0):
-    """Linear from start at step 0 to end at step `steps`, then end (ALBEF's alpha: end 0.4 over one epoch)."""
+    """Linear from start at step 0 to end at step `steps`, then end (ALBEF's alpha: end 0.4 over one
+    epoch).
+    """
     return start + (end - start) * jnp.minimum(1.0, step / steps)
 
 
 @kind("cosine")
 def cosine(step, total, peak, warmup=0, end=0.0):
-    """open_clip's: peak * (step + 1) / warmup, then half a cosine from peak to end over the remaining steps."""
+    """open_clip's: peak * (step + 1) / warmup, then half a cosine from peak to end over the
+    remaining steps.
+    """
     left = (total - step) / max(1, total - warmup)
     # sin^2 rather than (1 + cos) / 2, which cancels near the end in float32.
     decay = end + (peak - end) * jnp.sin(jnp.pi / 2 * jnp.clip(left, 0, 1)) ** 2
@@ -78,17 +87,22 @@ def cosine(step, total, peak, warmup=0, end=0.0):
 
 @kind("rsqrt")
 def rsqrt(step, total, peak, warmup=10_000, cooldown=0):
-    """peak * sqrt(warmup / step) after a linear warm-up, and linearly to 0 over the last `cooldown` steps (SigLIP)."""
+    """peak * sqrt(warmup / step) after a linear warm-up, and linearly to 0 over the last `cooldown`
+    steps (SigLIP).
+    """
     value = peak * _warmup(step, warmup) * jnp.sqrt(warmup / jnp.maximum(step, warmup))
     return value * jnp.clip((total - step) / cooldown, 0, 1) if cooldown else value
 
 
 @kind("albef")
-def albef(step, total, peak, start, end, steps_per_epoch, epochs, warmup_steps=20, warmup_every=100):
+def albef(
+    step, total, peak, start, end, steps_per_epoch, epochs, warmup_steps=20, warmup_every=100
+):
     """The original ALBEF's: in epoch 0 a staircase warm-up, from epoch 1 on a cosine by epoch.
 
-    The rate used at iteration i > 0 of epoch 0 was set after iteration i - 1, and changes only after iterations that
-    `warmup_every` divides (salesforce/ALBEF Pretrain.py:78,155; scheduler/cosine_lr.py).
+    The rate used at iteration i > 0 of epoch 0 was set after iteration i - 1, and changes only
+    after iterations that `warmup_every` divides (salesforce/ALBEF Pretrain.py:78,155;
+    scheduler/cosine_lr.py).
     """
     epoch, i = step // steps_per_epoch, step % steps_per_epoch
     stair = jnp.minimum(jnp.maximum(i - 1, 0) // warmup_every, warmup_steps)

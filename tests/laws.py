@@ -1,6 +1,8 @@
-"""The laws that every objective in the registry obeys; a new objective is covered without writing a test.
+"""The laws that every objective in the registry obeys; a new objective is covered without writing a
+test.
 
-A fork keeps this file: `cases()` lists (objective, keywords), `Bench` evaluates one of them on any batch.
+A fork keeps this file: `cases()` lists (objective, keywords), `Bench` evaluates one of them on any
+batch.
 """
 
 import functools
@@ -20,7 +22,9 @@ VOCAB, LENGTH = 40, 6
 
 
 def cases():
-    """Every objective with its defaults, and with teacher, queue and soft targets where it knows them."""
+    """Every objective with its defaults, and with teacher, queue and soft targets where it knows
+    them.
+    """
     found = []
     for name, fn in sorted(objectives.OBJECTIVES.items()):
         found.append((name, {}))
@@ -105,8 +109,8 @@ def _noisy(p, std, rng):
 def worst(a, b):
     """Largest difference between two pytrees, relative to the largest entry of each array.
 
-    Arrays a thousandth of the pytree's largest entry and below (a key bias's gradient is zero in exact arithmetic) are
-    compared on that scale.
+    Arrays a thousandth of the pytree's largest entry and below (a key bias's gradient is zero in
+    exact arithmetic) are compared on that scale.
     """
     a, b = ([np.asarray(x, np.float64) for x in jax.tree.leaves(t)] for t in (a, b))
     floor = max(np.abs(y).max() for y in b) / 1000

@@ -34,7 +34,9 @@ def test_mask_law(name, kwargs, modality):
     masked = b(laws.without(batch, [2, 5], modality))
     dropped = b(laws.rows(batch, [0, 1, 3, 4, 6, 7]))
     assert laws.worst(masked, dropped) < TOLERANCE
-    assert laws.worst(masked, b(batch)) > 1e-4, "the masked examples made no difference to begin with"
+    assert laws.worst(masked, b(batch)) > 1e-4, (
+        "the masked examples made no difference to begin with"
+    )
 
 
 @pytest.mark.parametrize("name, kwargs", CASES)
@@ -51,7 +53,11 @@ def test_micro_batch_law(name, kwargs, drop):
     batch = laws.without(laws.tiny_batch(), [3], "image")
 
     def run(k):
-        b = laws.Bench(name, kwargs, micro_batches=k) if drop == 0 else _with_dropout(name, kwargs, k)
+        b = (
+            laws.Bench(name, kwargs, micro_batches=k)
+            if drop == 0
+            else _with_dropout(name, kwargs, k)
+        )
         return b(batch)
 
     assert laws.worst(run(4), run(1)) < TOLERANCE
@@ -64,12 +70,15 @@ def _with_dropout(name, kwargs, k):
 
 def test_dropout_changes_the_loss():
     batch = laws.tiny_batch()
-    assert abs(_with_dropout("contrastive", {}, 1)(batch)[0] - bench("contrastive", {})(batch)[0]) > 1e-4
+    assert (
+        abs(_with_dropout("contrastive", {}, 1)(batch)[0] - bench("contrastive", {})(batch)[0])
+        > 1e-4
+    )
 
 
 @pytest.mark.parametrize("name, kwargs", CASES)
 def test_device_law(name, kwargs):
-    """8 devices (2 data x 4 fsdp) give loss and gradient of one; the parameters are really sharded."""
+    """8 devices (2 data x 4 fsdp) give loss and gradient of one, with sharded parameters."""
     b, batch = bench(name, kwargs), laws.tiny_batch()
     one = b(batch)
     mesh = make_mesh(2, 4)
@@ -89,7 +98,9 @@ def test_device_law(name, kwargs):
 
 @pytest.mark.parametrize("name, kwargs", CASES)
 def test_finite_law(name, kwargs):
-    """Batches of one, of one id, without a pair, and temperatures at their bounds: finite loss and gradient."""
+    """Batches of one, of one id, without a pair, and temperatures at their bounds: finite loss and
+    gradient.
+    """
     b = bench(name, kwargs)
     empty = laws.without(laws.tiny_batch(), range(8), "image")
     for batch in (laws.tiny_batch(1), laws.tiny_batch(same_id=True), empty):

@@ -1,4 +1,5 @@
-"""Weights in and out of other codebases' formats: one table of names each (tables), one converter (engine)."""
+"""Weights in and out of other codebases' formats: one table of names each (tables), one converter
+(engine)."""
 
 from multimodal.interop.files import load_file
 from multimodal.interop.formats import FORMATS
@@ -12,6 +13,13 @@ from multimodal.interop.weights import (
 )
 
 __all__ = [
-    "FORMATS", "Imported", "export_weights", "import_weights", "initialise_from", "load_file",
-    "model_config_from_weights", "stack_layers", "unstack_layers",
+    "FORMATS",
+    "Imported",
+    "export_weights",
+    "import_weights",
+    "initialise_from",
+    "load_file",
+    "model_config_from_weights",
+    "stack_layers",
+    "unstack_layers",
 ]

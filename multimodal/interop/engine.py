@@ -36,7 +36,8 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A format: entries, names tied to others ((copy, original), ...), and regexes of buffers that carry nothing."""
+    """A format: entries, names tied to others ((copy, original), ...), and regexes of buffers that
+    carry nothing."""
 
     entries: tuple[Entry, ...]
     tied: tuple[tuple[str, str], ...] = ()
@@ -60,13 +61,14 @@ def load(state, table, shapes, where, allow_unused=(), allow_missing=(), resize=
 
     Args:
       state: {name: array}.
-      shapes: {path: shape} that the model wants; the queue's paths may be absent, any size is then right.
+      shapes: {path: shape} that the model wants; the queue's paths may be absent, any size is then
+        right.
       where: the file, for messages.
       allow_unused: regexes of names in the file that may stay unused.
       allow_missing: regexes of names, or of paths of ours, that the file need not have.
       resize: resize position embeddings to the model's number of positions.
-    Raises UserError for keys left over or missing, wrong shapes and unequal tied weights. A file without any teacher
-    or without any queue is fine, one with half of it is not.
+    Raises UserError for keys left over or missing, wrong shapes and unequal tied weights. A file
+    without any teacher or without any queue is fine, one with half of it is not.
     """
     flat, missing = {}, {}
     for entry in table.entries:
@@ -92,21 +94,19 @@ def load(state, table, shapes, where, allow_unused=(), allow_missing=(), resize=
 def check_missing(missing, flat, table, shapes, where, allowed):
     """Raise UserError for what neither the file has nor the allow-list names."""
     covered = {path for e in table.entries for path in e.ours}
-    names = {p for p in shapes if p.startswith("params/") and p not in covered}
+    lacking = [("", (p,)) for p in shapes if p.startswith("params/") and p not in covered]
     for part, entries in missing.items():
         if part == "params" or any(path.startswith(part + "/") for path in flat):
-            names |= {f"{e.theirs} ({', '.join(e.ours)})" for e in entries}
-
-    def fine(name):
-        theirs, _, ours = name.removesuffix(")").partition(" (")
-        paths = [p.partition("/")[2] for p in (ours or theirs).split(", ")]
-        return matches(theirs, allowed) or all(matches(p, allowed) for p in paths)
-
-    names = [n for n in names if not fine(n)]
+            lacking += [(e.theirs, e.ours) for e in entries]
+    names = []
+    for theirs, ours in lacking:
+        paths = [p.partition("/")[2] for p in ours]
+        if not matches(theirs, allowed) and not all(matches(p, allowed) for p in paths):
+            names.append(f"{theirs} ({', '.join(paths)})".strip())
     if names:
         raise UserError(
-            f"{where}: {len(names)} weights that the model needs are missing: {listed(names)}: allow them with "
-            "allow_missing (regexes), they then keep their initial values"
+            f"{where}: {len(names)} weights that the model needs are missing: {listed(names)}: "
+            "allow them with allow_missing (regexes), they then keep their initial values"
         )
 
 
@@ -118,7 +118,9 @@ def convert(entry, x, shapes, where, resize):
     expected = expected_shape(entry, want)
     if x.shape != expected and not (x.size == 1 and expected in ((), (1,))):
         if entry.resize is None or not same_but_length(x.shape, expected):
-            raise UserError(f"{where}: {entry.theirs} has shape {x.shape}, the model needs {expected}")
+            raise UserError(
+                f"{where}: {entry.theirs} has shape {x.shape}, the model needs {expected}"
+            )
         if not resize:
             raise UserError(
                 f"{where}: {entry.theirs} has shape {x.shape}, the model needs {expected}: "
@@ -143,8 +145,8 @@ def expected_shape(entry, shapes):
 def dump(flat, table, where) -> dict:
     """{path: array} of ours -> state dict of theirs; the inverse of load.
 
-    Parts ('ema', 'queue') that are absent are left out. Raises UserError for a parameter that the format has no name for
-    and for a name without parameter.
+    Parts ('ema', 'queue') that are absent are left out. Raises UserError for a parameter that the
+    format has no name for and for a name without parameter.
     """
     parts = {path.split("/", 1)[0] for path in flat}
     state, used = {}, set()
@@ -153,7 +155,10 @@ def dump(flat, table, where) -> dict:
             continue
         lacking = [p for p in entry.ours if p not in flat]
         if lacking:
-            raise UserError(f"{where}: the model has no {listed(lacking)}, which the format calls {entry.theirs}")
+            raise UserError(
+                f"{where}: the model has no {listed(lacking)}, "
+                f"which the format calls {entry.theirs}"
+            )
         arrays = [np.asarray(flat[p]) for p in entry.ours]
         state[entry.theirs] = np.array(entry.transform.to_theirs(arrays), order="C")
         used.update(entry.ours)

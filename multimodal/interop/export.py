@@ -1,4 +1,5 @@
-"""Export a run's weights: python -m multimodal.interop.export --workdir DIR --format clip_hf --out DIR"""
+"""Export a run's weights: python -m multimodal.interop.export --workdir DIR --format clip_hf --out
+DIR"""
 
 import argparse
 import json
@@ -18,8 +19,12 @@ HF_ACTS = {ours: theirs for theirs, ours in reversed(ACTS.items())}
 def hf_tower(c: dict) -> dict:
     """What HF's CLIP configs say of either tower."""
     return {
-        "hidden_size": c["width"], "intermediate_size": c["mlp_dim"], "num_hidden_layers": c["depth"],
-        "num_attention_heads": c["heads"], "hidden_act": HF_ACTS[c["act"]], "layer_norm_eps": c["eps"],
+        "hidden_size": c["width"],
+        "intermediate_size": c["mlp_dim"],
+        "num_hidden_layers": c["depth"],
+        "num_attention_heads": c["heads"],
+        "hidden_act": HF_ACTS[c["act"]],
+        "layer_norm_eps": c["eps"],
         "attention_dropout": c.get("attention_dropout", 0.0),
     }
 
@@ -32,16 +37,27 @@ def clip_config(cfg) -> dict:
     vision = {"image_size": image["size"], "patch_size": image["patch"], "num_channels": 3}
     # Their id 2 means "the largest id ends a text", which is our -1.
     eot = text["eot_id"] if text["eot_id"] >= 0 else 2
-    words = {"vocab_size": text["vocab_size"], "max_position_embeddings": text["max_length"], "eos_token_id": eot}
+    words = {
+        "vocab_size": text["vocab_size"],
+        "max_position_embeddings": text["max_length"],
+        "eos_token_id": eot,
+    }
     return {
-        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": embed_dim,
-        "vision_config": {"model_type": "clip_vision_model", "projection_dim": embed_dim} | hf_tower(image) | vision,
-        "text_config": {"model_type": "clip_text_model", "projection_dim": embed_dim} | hf_tower(text) | words,
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": embed_dim,
+        "vision_config": {"model_type": "clip_vision_model", "projection_dim": embed_dim}
+        | hf_tower(image)
+        | vision,
+        "text_config": {"model_type": "clip_text_model", "projection_dim": embed_dim}
+        | hf_tower(text)
+        | words,
     }
 
 
 def export(workdir, format, out, step="latest", ema=False) -> pathlib.Path:
-    """Write a checkpoint's weights to OUT/model.safetensors, and for clip_hf OUT/config.json. Returns the folder.
+    """Write a checkpoint's weights to OUT/model.safetensors, and for clip_hf OUT/config.json.
+    Returns the folder.
 
     Raises UserError for a model that the format cannot hold.
     """
@@ -51,7 +67,9 @@ def export(workdir, format, out, step="latest", ema=False) -> pathlib.Path:
     config = read_config(workdir)
     step, params, teacher = restore_params(workdir, step)
     if ema and teacher is None:
-        raise UserError(f"{workdir}: the run has no teacher (config.ema.decay = 0): export it without --ema")
+        raise UserError(
+            f"{workdir}: the run has no teacher (config.ema.decay = 0): export it without --ema"
+        )
     return write(teacher if ema else params, config, format, out)
 
 
@@ -68,7 +86,9 @@ def write(params, config, format, out) -> pathlib.Path:
 
 def main(argv) -> int:
     """Exit code: 0, or 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m multimodal.interop.export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m multimodal.interop.export", description=__doc__
+    )
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--format", default="clip_hf", help=", ".join(FORMATS))
     parser.add_argument("--out", required=True, help="folder to write")

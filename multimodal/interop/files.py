@@ -11,7 +11,12 @@ import safetensors.numpy
 
 from multimodal.errors import UserError
 
-NAMES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+NAMES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
 CONFIGS = ("config.json", "open_clip_config.json", "config_bert.json")
 NESTED = ("state_dict", "model")  # where a training checkpoint holds the weights
 
@@ -19,8 +24,9 @@ NESTED = ("state_dict", "model")  # where a training checkpoint holds the weight
 def load_file(path) -> dict[str, np.ndarray]:
     """Read .safetensors, .npz (no pickles) or .pth/.pt/.bin (weights only) into a flat dict.
 
-    A folder stands for the weights file in it. `module.` in front of every name (torch's data parallelism) is taken
-    away; float16 and bfloat16 become float32. Raises UserError for a file that is missing, damaged or wants to run code.
+    A folder stands for the weights file in it. `module.` in front of every name (torch's data
+    parallelism) is taken away; float16 and bfloat16 become float32. Raises UserError for a file
+    that is missing, damaged or wants to run code.
     """
     path = find(path)
     reader = READERS.get(path.suffix)
@@ -38,11 +44,18 @@ def find(path) -> pathlib.Path:
     if path.is_dir():
         found = [path / name for name in NAMES if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path}: none of {', '.join(NAMES)} in this folder: name the file itself")
+            raise UserError(
+                f"{path}: none of {', '.join(NAMES)} in this folder: name the file itself"
+            )
         return found[0]
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
     return path
+
+
+def first_line(e) -> str:
+    """What an exception says, on one line; its type where it says nothing."""
+    return next(iter(str(e).splitlines()), "") or type(e).__name__
 
 
 def half_to_float(x):
@@ -62,11 +75,12 @@ def read_npz(path):
         with np.load(path, allow_pickle=False) as z:
             return {k: z[k] for k in z.files}
     except (ValueError, OSError, EOFError, pickle.UnpicklingError) as e:
-        raise UserError(f"{path}: not an .npz of plain arrays: {str(e).splitlines()[0]}") from None
+        raise UserError(f"{path}: not an .npz of plain arrays: {first_line(e)}") from None
 
 
 def read_torch(path):
-    """torch.load(weights_only=True): its unpickler builds tensors and plain containers, nothing else."""
+    """torch.load(weights_only=True): its unpickler builds tensors and plain containers, nothing
+    else."""
     try:
         import torch
     except ImportError:
@@ -75,10 +89,15 @@ def read_torch(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         reason = str(e).rstrip().splitlines()
-        detail = next((line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), reason[0])
-        raise UserError(f"{path}: refused, it holds more than weights and could run code: {detail}") from None
+        detail = next(
+            (line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line),
+            reason[0],
+        )
+        raise UserError(
+            f"{path}: refused, it holds more than weights and could run code: {detail}"
+        ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as e:
-        raise UserError(f"{path}: torch cannot read it: {str(e).splitlines()[0]}") from None
+        raise UserError(f"{path}: torch cannot read it: {first_line(e)}") from None
     for key in NESTED:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -97,13 +116,17 @@ def to_numpy(tensor, torch):
 
 
 READERS = {
-    ".safetensors": read_safetensors, ".npz": read_npz,
-    ".pth": read_torch, ".pt": read_torch, ".bin": read_torch,
+    ".safetensors": read_safetensors,
+    ".npz": read_npz,
+    ".pth": read_torch,
+    ".pt": read_torch,
+    ".bin": read_torch,
 }
 
 
 def read_config(path) -> dict | None:
-    """The codebase's own config (config.json, open_clip_config.json) that lies beside a weights file, or None."""
+    """The codebase's own config (config.json, open_clip_config.json) that lies beside a weights
+    file, or None."""
     folder = find(path).parent
     for name in CONFIGS:
         if (folder / name).is_file():

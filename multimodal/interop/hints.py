@@ -1,12 +1,18 @@
-"""What weights do not say: heads, activation, epsilon. It stands in the codebase's own config, or the caller says it."""
+"""What weights do not say: heads, activation, epsilon. It stands in the codebase's own config, or
+the caller says it."""
 
 import re
 
 from multimodal.errors import UserError
 
 ACTS = {
-    "gelu": "gelu", "quick_gelu": "quick_gelu", "relu": "relu",
-    "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
 }
 
 # HF leaves out of config.json what its config classes default to.
@@ -23,13 +29,17 @@ HF_DEFAULTS = {
     "vit_hf": {"image": {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12}},
 }
 FAMILY = {
-    "clip_vision_hf": "clip_hf", "siglip_vision_hf": "siglip_hf", "vit_hf_old": "vit_hf", "albef": "bert"
+    "clip_vision_hf": "clip_hf",
+    "siglip_vision_hf": "siglip_hf",
+    "vit_hf_old": "vit_hf",
+    "albef": "bert",
 }
 FIXED = {"albef": {"image": {"act": "gelu"}}}  # its vit.py:22 knows no other
 
 
 def read_hints(config: dict | None, format: str) -> dict:
-    """{'image': {'heads', 'act', 'eps', ...}, 'text': ...} from a codebase's own config; {} where it says nothing."""
+    """{'image': {'heads', 'act', 'eps', ...}, 'text': ...} from a codebase's own config; {} where
+    it says nothing."""
     hints = {m: dict(h) for m, h in FIXED.get(format, {}).items()}
     if not config:
         return hints
@@ -43,7 +53,11 @@ def read_hints(config: dict | None, format: str) -> dict:
         if defaults is None:
             continue
         c = defaults | config.get(part, config if part not in config else {})
-        hints[m] = {"heads": c["num_attention_heads"], "act": known_act(c["hidden_act"]), "eps": c["layer_norm_eps"]}
+        hints[m] = {
+            "heads": c["num_attention_heads"],
+            "act": known_act(c["hidden_act"]),
+            "eps": c["layer_norm_eps"],
+        }
         if m == "text" and family == "clip_hf" and c.get("eos_token_id", 2) != 2:
             hints[m]["eot_id"] = c["eos_token_id"]
     return hints
@@ -73,17 +87,21 @@ def per_modality(value, m):
 
 
 def settle_act(m: str, given, hints: dict, where: str, is_clip: bool) -> str:
-    """The activation of a tower's weights. A wrong one loads silently and costs accuracy, so nothing is guessed.
+    """The activation of a tower's weights. A wrong one loads silently and costs accuracy, so
+    nothing is guessed.
 
     Args:
-      m: 'image' or 'text'; given: what the caller states, a name or {m: name}, or None; hints: see read_hints.
+      m: 'image' or 'text'; given: what the caller states, a name or {m: name}, or None; hints: see
+        read_hints.
     Raises UserError where nobody says it, and where two sources disagree.
     """
     given = per_modality(given, m) or None
     given = known_act(given) if given else None
     written = hints.get(m, {}).get("act")
     if given and written and given != written:
-        raise UserError(f"{where}: the config beside it says {m} activation {written}, act says {given}")
+        raise UserError(
+            f"{where}: the config beside it says {m} activation {written}, act says {given}"
+        )
     act = given or written
     if act is None:
         raise UserError(
@@ -101,7 +119,8 @@ def settle_heads(m: str, given, hints: dict, where: str) -> int:
     heads = per_modality(given, m) or hints.get(m, {}).get("heads")
     if not heads:
         raise UserError(
-            f"{where}: weights do not tell the number of {m} attention heads and no config.json lies beside them: "
+            f"{where}: weights do not tell the number of {m} attention heads "
+            "and no config.json lies beside them: "
             f"give heads={{'{m}': ...}}"
         )
     return int(heads)

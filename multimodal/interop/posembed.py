@@ -1,4 +1,5 @@
-"""Position embeddings for another number of positions, as torch.nn.functional.interpolate resizes them."""
+"""Position embeddings for another number of positions, as torch.nn.functional.interpolate resizes
+them."""
 
 import math
 
@@ -23,8 +24,9 @@ def triangle(x):
 def weights(old: int, new: int, kind: str, antialias: bool):
     """[new, old] matrix of a 1-D resize, half-pixel centres (align_corners=False).
 
-    torch's two bicubics differ: without antialiasing a = -0.75 and taps beyond the border repeat the edge; with it
-    a = -0.5, the kernel is stretched when shrinking, and taps beyond the border are dropped and the rest renormalised.
+    torch's two bicubics differ: without antialiasing a = -0.75 and taps beyond the border repeat
+    the edge; with it a = -0.5, the kernel is stretched when shrinking, and taps beyond the border
+    are dropped and the rest renormalised.
     """
     ratio = old / new
     centre = (np.arange(new) + 0.5) * ratio
@@ -52,13 +54,16 @@ def resize_line(x, length: int):
 def resize_grid(x, count: int, class_token: bool, antialias: bool = False):
     """Bicubic resize of an image's positions [1, N, D] to [1, count, D], both square grids.
 
-    The class token's row, if any, is kept as it is. Without `antialias` as ALBEF and HF do it, with it as open_clip.
+    The class token's row, if any, is kept as it is. Without `antialias` as ALBEF and HF do it, with
+    it as open_clip.
     """
     keep = int(class_token)
     token, grid = x[:, :keep], x[:, keep:]
     old, new = math.isqrt(grid.shape[1]), math.isqrt(count - keep)
     if old * old != grid.shape[1] or new * new != count - keep:
-        raise UserError(f"position embedding: cannot resize {x.shape[1]} to {count}: not square grids")
+        raise UserError(
+            f"position embedding: cannot resize {x.shape[1]} to {count}: not square grids"
+        )
     w = weights(old, new, "cubic", antialias)
     grid = grid.astype(np.float64).reshape(-1, old, old, x.shape[-1])
     grid = np.einsum("yi,xj,bijd->byxd", w, w, grid).reshape(len(x), new * new, -1)

@@ -1,4 +1,5 @@
-"""Scanned stacks: one tree `stack/blocks` with a leading layer axis <-> `stack/block_0`, `stack/block_1`, ..."""
+"""Scanned stacks: one tree `stack/blocks` with a leading layer axis <-> `stack/block_0`,
+`stack/block_1`, ..."""
 
 import re
 
@@ -42,6 +43,7 @@ def unstack_layers(params: dict) -> dict:
 
 
 def stack_layers(params: dict, like: dict) -> dict:
-    """A parameter tree with the stacks that are scanned in the tree `like` (arrays or shapes) scanned."""
+    """A parameter tree with the stacks that are scanned in the tree `like` (arrays or shapes)
+    scanned."""
     flat = flatten_dict(params, sep="/")
     return unflatten_dict(stack_flat(flat, flatten_dict(like, sep="/")), sep="/")

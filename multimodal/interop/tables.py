@@ -1,4 +1,5 @@
-"""Names of weights in other codebases, one table a format: what a block, a tower, a whole model is called.
+"""Names of weights in other codebases, one table a format: what a block, a tower, a whole model is
+called.
 
 `p` is a prefix of theirs, `o` a path of ours, `c` a modality's config.
 """
@@ -21,37 +22,62 @@ from multimodal.interop.transforms import (
 
 # A Transformer block: q, k, v are one pattern of `{letter}` or `{word}`, or fused as `qkv`.
 BERT_SELF = {
-    "split": "attention.self.{word}", "out": "attention.output.dense",
-    "norm_attention": "attention.output.LayerNorm", "up": "intermediate.dense",
-    "down": "output.dense", "norm_mlp": "output.LayerNorm",
+    "split": "attention.self.{word}",
+    "out": "attention.output.dense",
+    "norm_attention": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm_mlp": "output.LayerNorm",
 }
 BERT_CROSS = {
-    "split": "crossattention.self.{word}", "out": "crossattention.output.dense",
+    "split": "crossattention.self.{word}",
+    "out": "crossattention.output.dense",
     "norm_cross_attention": "crossattention.output.LayerNorm",
 }
 HF_CLIP = {
-    "split": "self_attn.{letter}_proj", "out": "self_attn.out_proj", "norm_attention": "layer_norm1",
-    "norm_mlp": "layer_norm2", "up": "mlp.fc1", "down": "mlp.fc2",
+    "split": "self_attn.{letter}_proj",
+    "out": "self_attn.out_proj",
+    "norm_attention": "layer_norm1",
+    "norm_mlp": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
 }
 OPEN_CLIP = {
-    "qkv": "attn.in_proj_", "out": "attn.out_proj", "norm_attention": "ln_1", "norm_mlp": "ln_2",
-    "up": "mlp.c_fc", "down": "mlp.c_proj",
+    "qkv": "attn.in_proj_",
+    "out": "attn.out_proj",
+    "norm_attention": "ln_1",
+    "norm_mlp": "ln_2",
+    "up": "mlp.c_fc",
+    "down": "mlp.c_proj",
 }
 TIMM = {
-    "qkv": "attn.qkv.", "out": "attn.proj", "norm_attention": "norm1", "norm_mlp": "norm2",
-    "up": "mlp.fc1", "down": "mlp.fc2",
+    "qkv": "attn.qkv.",
+    "out": "attn.proj",
+    "norm_attention": "norm1",
+    "norm_mlp": "norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
 }
 HF_VIT = {
-    "split": "attention.{letter}_proj", "out": "attention.o_proj", "norm_attention": "layernorm_before",
-    "norm_mlp": "layernorm_after", "up": "mlp.fc1", "down": "mlp.fc2",
+    "split": "attention.{letter}_proj",
+    "out": "attention.o_proj",
+    "norm_attention": "layernorm_before",
+    "norm_mlp": "layernorm_after",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
 }
 HF_VIT_OLD = HF_VIT | {
-    "split": "attention.attention.{word}", "out": "attention.output.dense",
-    "up": "intermediate.dense", "down": "output.dense",
+    "split": "attention.attention.{word}",
+    "out": "attention.output.dense",
+    "up": "intermediate.dense",
+    "down": "output.dense",
 }
 MAP_HEAD = {
-    "qkv": "attention.in_proj_", "out": "attention.out_proj", "norm": "layernorm",
-    "up": "mlp.fc1", "down": "mlp.fc2",
+    "qkv": "attention.in_proj_",
+    "out": "attention.out_proj",
+    "norm": "layernorm",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
 }
 QKV = ("query", "key", "value")
 
@@ -95,7 +121,9 @@ def block(p, o, names, kind="attention"):
 
 def blocks(p, o, names, depth, start=0):
     """Blocks `start` to `start + depth` of theirs, which are the first `depth` of a stack here."""
-    return [e for i in range(depth) for e in block(f"{p}{start + i}.", f"{o}/stack/block_{i}", names)]
+    return [
+        e for i in range(depth) for e in block(f"{p}{start + i}.", f"{o}/stack/block_{i}", names)
+    ]
 
 
 def grid(c, antialias=False):
@@ -139,7 +167,9 @@ def vit_hf(p, o, c, names=HF_VIT, layers="layers."):
 def vision_hf(p, o, c):
     """HF's CLIP and SigLIP vision towers."""
     entries = [
-        Entry(f"{p}embeddings.position_embedding.weight", (f"{o}/pos_embed",), Same(lead=1), grid(c)),
+        Entry(
+            f"{p}embeddings.position_embedding.weight", (f"{o}/pos_embed",), Same(lead=1), grid(c)
+        ),
         *patches(f"{p}embeddings.patch_embedding", o, c),
         *blocks(f"{p}encoder.layers.", o, HF_CLIP, c["depth"]),
         *norm(f"{p}post_layernorm", f"{o}/final_norm"),
@@ -158,7 +188,9 @@ def vision_open_clip(p, o, c):
     """open_clip's own vision tower."""
     return [
         Entry(f"{p}class_embedding", (f"{o}/class_token",), Same(lead=2)),
-        Entry(f"{p}positional_embedding", (f"{o}/pos_embed",), Same(lead=1), grid(c, antialias=True)),
+        Entry(
+            f"{p}positional_embedding", (f"{o}/pos_embed",), Same(lead=1), grid(c, antialias=True)
+        ),
         *patches(f"{p}conv1", o, c),
         *norm(f"{p}ln_pre", f"{o}/pre_norm"),
         *blocks(f"{p}transformer.resblocks.", o, OPEN_CLIP, c["depth"]),
@@ -238,7 +270,9 @@ def clip_hf(cfg, prefix, names):
     """HF's CLIPModel and SiglipModel."""
     image, text = names["image"], names["text"]
     siglip = cfg["model"]["temperature"].get("bias") is not None
-    entries = vision_hf(f"{prefix}vision_model.", f"params/encoder_{image}", cfg["modalities"][image])
+    entries = vision_hf(
+        f"{prefix}vision_model.", f"params/encoder_{image}", cfg["modalities"][image]
+    )
     entries += text_hf(f"{prefix}text_model.", f"params/encoder_{text}", cfg["modalities"][text])
     scalar = Scalar((1,) if siglip else ())
     entries += [Entry(f"{prefix}logit_scale", ("params/temperature",), scalar)]
@@ -265,7 +299,8 @@ def clip_open_clip(cfg, prefix, names):
 
 
 def bert(cfg, prefix, names):
-    """BertModel and BertForMaskedLM; for a model with a fusion, layers beyond the text encoder's go there."""
+    """BertModel and BertForMaskedLM; for a model with a fusion, layers beyond the text encoder's go
+    there."""
     text, model = names["text"], cfg["model"]
     c = cfg["modalities"][text]
     fusion = model["fusion"] if model["fusion"]["kind"] != "none" else None
@@ -277,7 +312,8 @@ def bert(cfg, prefix, names):
 
 
 def albef(cfg, prefix, names):
-    """salesforce/ALBEF: pre-training (`prefix` 'text_encoder.bert.') and retrieval ('text_encoder.')."""
+    """salesforce/ALBEF: pre-training (`prefix` 'text_encoder.bert.') and retrieval
+    ('text_encoder.')."""
     image, text, model = names["image"], names["text"], cfg["model"]
     ids = [Entry("idx_queue", ("queue/id",), QueueIds())] if prefix == "text_encoder." else []
     entries = [
@@ -292,7 +328,9 @@ def albef(cfg, prefix, names):
     for part, m in (("params", ""), ("ema", "_m")):
         trunk = prefix.replace("text_encoder.", f"text_encoder{m}.")
         bert_of = partial(text_bert, fusion=model["fusion"], fuser=f"{part}/fuser")
-        entries += vit_timm(f"visual_encoder{m}.", f"{part}/encoder_{image}", cfg["modalities"][image])
+        entries += vit_timm(
+            f"visual_encoder{m}.", f"{part}/encoder_{image}", cfg["modalities"][image]
+        )
         entries += bert_of(trunk, f"{part}/encoder_{text}", cfg["modalities"][text])
         entries += dense(f"vision_proj{m}", f"{part}/project_{image}")
         entries += dense(f"text_proj{m}", f"{part}/project_{text}")

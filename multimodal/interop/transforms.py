@@ -1,5 +1,5 @@
-"""Two-way maps between an array of another codebase and one or several of ours. All are permutations of elements,
-so that importing and exporting again gives the same bits."""
+"""Two-way maps between an array of another codebase and one or several of ours. All are
+permutations of elements, so that importing and exporting again gives the same bits."""
 
 import dataclasses
 import math
@@ -48,7 +48,8 @@ class Scalar:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """torch's Linear weight [out, in]; ours has `inputs` input axes, then the output axes (heads)."""
+    """torch's Linear weight [out, in]; ours has `inputs` input axes, then the output axes
+    (heads)."""
 
     inputs: int = 1
 
@@ -87,7 +88,8 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A patch convolution [D, C, p, p] of theirs is a dense layer [p * p * C, D] on patches here."""
+    """A patch convolution [D, C, p, p] of theirs is a dense layer [p * p * C, D] on patches
+    here."""
 
     patch: int
 

@@ -24,7 +24,8 @@ class Imported:
 
     Attributes:
       params: parameter tree of numpy arrays; leaves that allow_missing let pass are not in it.
-      ema: the teacher's parameters, or None. Heads that the teacher lacks (ALBEF's matching head) are the student's.
+      ema: the teacher's parameters, or None. Heads that the teacher lacks (ALBEF's matching head)
+        are the student's.
       queue: the momentum queue (objectives.queue), or None.
       config: {'modalities': ..., 'model': ...}, enough for build_model.
       format: the name of the format.
@@ -41,11 +42,16 @@ def open_state(weights, config=None):
     """(state dict, codebase's config or None, name for messages) of a path or of a state dict."""
     if isinstance(weights, dict):
         return modern(weights), config, "weights"
-    return modern(files.load_file(weights)), config or files.read_config(weights), str(files.find(weights))
+    return (
+        modern(files.load_file(weights)),
+        config or files.read_config(weights),
+        str(files.find(weights)),
+    )
 
 
 def modern(state):
-    """Names as torch has them since 2018: the first BERT files call LayerNorm's arrays gamma and beta."""
+    """Names as torch has them since 2018: the first BERT files call LayerNorm's arrays gamma and
+    beta."""
     renames = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
     for old, new in renames:
         state = {k.removesuffix(old) + new if k.endswith(old) else k: v for k, v in state.items()}
@@ -57,7 +63,8 @@ def model_config_from_weights(weights, heads=None, act=None, format="auto", conf
 
     Args:
       weights: path of a file or folder, or a state dict.
-      heads: attention heads, a number or {'image': n, 'text': n}; needed where no config.json lies beside the weights.
+      heads: attention heads, a number or {'image': n, 'text': n}; needed where no config.json lies
+        beside the weights.
       act: activation, a name or {'image': ..., 'text': ...}; needed likewise.
       config: the codebase's own config as a dict; by default what lies beside the file.
     Raises UserError for what neither weights nor config nor caller says, and where they disagree.
@@ -69,13 +76,16 @@ def model_config_from_weights(weights, heads=None, act=None, format="auto", conf
 
 def config_of(state, name, prefix, where, hints, heads, act):
     """model_config_from_weights after detection."""
-    reader = formats.Reader(state, prefix, where, hints, act, heads, is_clip=name.startswith("clip"))
+    reader = formats.Reader(
+        state, prefix, where, hints, act, heads, is_clip=name.startswith("clip")
+    )
     modalities, model = formats.find(name).config(reader)
     return {"modalities": modalities, "model": model}
 
 
 def modality_names(cfg) -> dict:
-    """{'image': name, 'text': name}: the first modality with a ViT and the first with a text Transformer."""
+    """{'image': name, 'text': name}: the first modality with a ViT and the first with a text
+    Transformer."""
     names = {}
     for m, c in cfg["modalities"].items():
         kind = {"vit": "image", "text": "text"}.get(c["encoder"])
@@ -89,8 +99,16 @@ def plain(cfg) -> dict:
 
 
 def import_weights(
-    weights, format="auto", cfg=None, *, act=None, heads=None, config=None,
-    allow_unused=(), allow_missing=(), resize_pos_embed=False,
+    weights,
+    format="auto",
+    cfg=None,
+    *,
+    act=None,
+    heads=None,
+    config=None,
+    allow_unused=(),
+    allow_missing=(),
+    resize_pos_embed=False,
 ) -> Imported:
     """Read weights of another codebase; every key is accounted for.
 
@@ -102,7 +120,8 @@ def import_weights(
       allow_unused: regexes of names in the file that may stay unused.
       allow_missing: regexes of their names or of our parameter paths that the file need not have.
       resize_pos_embed: resize position embeddings to cfg's number of positions.
-    Raises UserError for keys unused or missing, wrong shapes, and an activation that is unknown or not cfg's.
+    Raises UserError for keys unused or missing, wrong shapes, and an activation that is unknown or
+    not cfg's.
     """
     state, config, where = open_state(weights, config)
     name, prefix = formats.detect(state, where, format)
@@ -112,7 +131,9 @@ def import_weights(
     cfg = plain(cfg)
     shapes = {k: v.shape for k, v in flatten_dict(abstract_params(cfg), sep="/").items()}
     check_act(cfg, name, where, hints, act)
-    flat = read(state, name, prefix, where, cfg, shapes, allow_unused, allow_missing, resize_pos_embed)
+    flat = read(
+        state, name, prefix, where, cfg, shapes, allow_unused, allow_missing, resize_pos_embed
+    )
     return assemble(flat, shapes, cfg, name)
 
 
@@ -121,16 +142,21 @@ def read(state, name, prefix, where, cfg, shapes, allow_unused, allow_missing, r
     dummies = unstack_flat({k: np.broadcast_to(np.int8(0), s) for k, s in shapes.items()})
     wanted = {f"{part}/{k}": v.shape for part in ("params", "ema") for k, v in dummies.items()}
     table = make_table(name, cfg, prefix)
-    return engine.load(state, table, wanted, where, tuple(allow_unused), tuple(allow_missing), resize)
+    return engine.load(
+        state, table, wanted, where, tuple(allow_unused), tuple(allow_missing), resize
+    )
 
 
 def make_table(name, cfg, prefix):
-    """The format's table for this model. Raises UserError where the model lacks what the format is about."""
+    """The format's table for this model. Raises UserError where the model lacks what the format is
+    about."""
     names = modality_names(cfg)
     try:
         return formats.find(name).table(cfg, prefix, names)
     except KeyError as e:
-        raise UserError(f"format {name}: the model has no {e.args[0]}, which these weights are for") from None
+        raise UserError(
+            f"format {name}: the model has no {e.args[0]}, which these weights are for"
+        ) from None
 
 
 def assemble(flat, shapes, cfg, name) -> Imported:
@@ -144,7 +170,9 @@ def assemble(flat, shapes, cfg, name) -> Imported:
     if parts["queue"] and "id" not in parts["queue"]:
         size = next(len(v) for v in parts["queue"].values() if v.ndim)
         parts["queue"]["id"] = np.full(size, EMPTY, np.int32)
-    trees = {k: unflatten_dict(stack_flat(v, shapes), sep="/") if v else None for k, v in parts.items()}
+    trees = {
+        k: unflatten_dict(stack_flat(v, shapes), sep="/") if v else None for k, v in parts.items()
+    }
     return Imported(trees["params"], trees["ema"], trees["queue"], cfg, name)
 
 
@@ -162,7 +190,9 @@ def check_act(cfg, name, where, hints, act):
             ours["model.fusion.act"] = fusion["act"]
         for key, value in ours.items():
             if value != theirs:
-                raise UserError(f"{where}: trained with activation {theirs}, but config.{key} is {value}")
+                raise UserError(
+                    f"{where}: trained with activation {theirs}, but config.{key} is {value}"
+                )
 
 
 def abstract_params(cfg) -> dict:
@@ -186,8 +216,9 @@ def initialise_from(params, init_cfg, model_cfg):
       params: the model's initial parameters, scanned stacks or not.
       init_cfg: config.init: path, format, act, allow_unused, allow_missing, resize_pos_embed.
       model_cfg: the whole config; `modalities` and `model` are read.
-    A file of one tower needs the rest of the model in allow_missing, e.g. DeiT for ALBEF's image tower
-    r'(encoder_text|project_.*|fuser|.*_head)/.*|temperature', and its own head in allow_unused, r'head\\..*'.
+
+    A file of one tower needs the rest of the model in allow_missing: for DeiT in ALBEF's image
+    tower r'(encoder_text|project_.*|fuser|.*_head)/.*|temperature', and r'head\\..*' in allow_unused.
     """
     cfg = plain(model_cfg)
     flat = flatten_dict(params, sep="/")
@@ -196,7 +227,14 @@ def initialise_from(params, init_cfg, model_cfg):
     name, prefix = formats.detect(state, where, init_cfg["format"] or "auto")
     check_act(cfg, name, where, read_hints(config, name), init_cfg.get("act") or None)
     found = read(
-        state, name, prefix, where, cfg, shapes, init_cfg["allow_unused"], init_cfg["allow_missing"],
+        state,
+        name,
+        prefix,
+        where,
+        cfg,
+        shapes,
+        init_cfg["allow_unused"],
+        init_cfg["allow_missing"],
         init_cfg["resize_pos_embed"],
     )
     found = {k.removeprefix("params/"): v for k, v in found.items() if k.startswith("params/")}
@@ -204,18 +242,15 @@ def initialise_from(params, init_cfg, model_cfg):
     kept = sorted(set(merged) - set(found))
     log.info("%s: %d weights read, %d keep their initial values", where, len(found), len(kept))
     merged |= {k: jnp.asarray(v, merged[k].dtype) for k, v in found.items()}
-    return unflatten_dict(restack(merged, flat), sep="/")
-
-
-def restack(merged, like):
-    """stack_flat for device arrays."""
-    return {k: jnp.asarray(v) for k, v in stack_flat(merged, like).items()}
+    stacked = {k: jnp.asarray(v) for k, v in stack_flat(merged, flat).items()}
+    return unflatten_dict(stacked, sep="/")
 
 
 def export_weights(params, cfg, format, ema=None, queue=None) -> dict[str, np.ndarray]:
     """A state dict in another codebase's names; importing it again gives the same bits.
 
-    Raises UserError where the format has no name for a parameter, or its model differs from this one.
+    Raises UserError where the format has no name for a parameter, or its model differs from this
+    one.
     """
     cfg = plain(cfg)
     flat = {}
@@ -229,7 +264,8 @@ def export_weights(params, cfg, format, ema=None, queue=None) -> dict[str, np.nd
 
 
 def check_export(state, cfg, format, prefix):
-    """Would its readers build this model from the file? Weights alone do not show pooling, causality, epsilon."""
+    """Would its readers build this model from the file? Weights alone do not show pooling,
+    causality, epsilon."""
     names = modality_names(cfg)
     ours = {kind: cfg["modalities"][m] for kind, m in names.items() if kind}
     heads, acts = ({k: c[key] for k, c in ours.items()} for key in ("heads", "act"))

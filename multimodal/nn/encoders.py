@@ -1,4 +1,4 @@
-"""Encoders: one modality's raw arrays -> (Tokens, pooled [B, D]). A new modality is one class here."""
+"""Encoders: one modality's raw arrays -> (Tokens, pooled [B, D]). A new one is one class."""
 
 import dataclasses
 from functools import partial
@@ -8,7 +8,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from multimodal.errors import UserError
-from multimodal.nn.layers import Attention, BlockConfig, Mlp, Stack, Tokens, dropout, fold_keys, layer_norm
+from multimodal.nn.layers import (
+    Attention,
+    BlockConfig,
+    Mlp,
+    Stack,
+    Tokens,
+    dropout,
+    fold_keys,
+    layer_norm,
+)
 
 ENCODERS: dict[str, type[nn.Module]] = {}
 
@@ -58,7 +67,8 @@ def pooler(x, dtype):
 
 @register_encoder("vit")
 class ViT(nn.Module):
-    """Vision Transformer (Dosovitskiy et al. 2021) with the switches that CLIP, ALBEF/DeiT and SigLIP need.
+    """Vision Transformer (Dosovitskiy et al. 2021) with the switches that CLIP, ALBEF/DeiT and
+    SigLIP need.
 
     Takes uint8 images [B, H, W, 3], normalised here on the device, or floats taken as they are.
     Raises UserError where the image is not size x size.
@@ -101,13 +111,23 @@ class ViT(nn.Module):
         if self.class_token:
             token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, d))
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (b, 1, d)), x], axis=1)
-        x = x + self.param("pos_embed", nn.initializers.normal(0.02), (1, x.shape[1], d)).astype(x.dtype)
+        x = x + self.param("pos_embed", nn.initializers.normal(0.02), (1, x.shape[1], d)).astype(
+            x.dtype
+        )
         x = dropout(x, self.dropout, fold_keys(keys, 0))
         norm = partial(layer_norm, self.eps, self.dtype)
         x = norm("pre_norm")(x) if self.pre_norm else x
         cfg = BlockConfig(
-            self.width, self.heads, self.mlp_dim, self.act, "pre", self.eps, dropout=self.dropout,
-            attention_dropout=self.attention_dropout, init_std=self.init_std, dtype=self.dtype,
+            self.width,
+            self.heads,
+            self.mlp_dim,
+            self.act,
+            "pre",
+            self.eps,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            init_std=self.init_std,
+            dtype=self.dtype,
         )
         x = Stack(cfg, self.depth, self.scan, self.remat, name="stack")(x, fold_keys(keys, 1))
         x = norm("final_norm")(x) if self.final_norm == "tokens" else x
@@ -143,7 +163,8 @@ def patchify(image, patch):
 
 @register_encoder("text")
 class TextTransformer(nn.Module):
-    """Text Transformer: causal with end-of-text pooling (CLIP), bidirectional (BERT, ALBEF, SigLIP).
+    """Text Transformer: causal with end-of-text pooling (CLIP), bidirectional (BERT, ALBEF,
+    SigLIP).
 
     Takes token ids int32 [B, L], 0 for padding. Raises UserError where L exceeds max_length.
     """
@@ -164,7 +185,9 @@ class TextTransformer(nn.Module):
     embed_norm: bool = False  # LayerNorm after the embeddings (BERT)
     final_norm: bool = True
     pool: str = "class"  # 'class' | 'eot' | 'last' | 'mean' | 'none'
-    eot_id: int = -1  # for pool='eot': first token of this id; -1: the largest id (CLIP's vocabulary)
+    eot_id: int = (
+        -1
+    )  # for pool='eot': first token of this id; -1: the largest id (CLIP's vocabulary)
     pooler: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -175,8 +198,12 @@ class TextTransformer(nn.Module):
 
     def setup(self):
         normal = nn.initializers.normal(0.02)
-        self.token_embed = nn.Embed(self.vocab_size, self.width, embedding_init=normal, dtype=self.dtype)
-        self.pos_embed = self.param("pos_embed", normal, (self.positions or self.max_length, self.width))
+        self.token_embed = nn.Embed(
+            self.vocab_size, self.width, embedding_init=normal, dtype=self.dtype
+        )
+        self.pos_embed = self.param(
+            "pos_embed", normal, (self.positions or self.max_length, self.width)
+        )
         if self.type_embed:
             self.type_embedding = self.param("type_embed", normal, (self.type_embed, self.width))
         norm = partial(nn.LayerNorm, epsilon=self.eps, use_fast_variance=False, dtype=self.dtype)
@@ -187,16 +214,25 @@ class TextTransformer(nn.Module):
         if self.pooler:
             self.pooler_dense = nn.Dense(self.width, dtype=self.dtype)
         cfg = BlockConfig(
-            self.width, self.heads, self.mlp_dim, self.act, self.norm, self.eps, self.causal,
-            dropout=self.dropout, attention_dropout=self.attention_dropout,
-            init_std=self.init_std, dtype=self.dtype,
+            self.width,
+            self.heads,
+            self.mlp_dim,
+            self.act,
+            self.norm,
+            self.eps,
+            self.causal,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            init_std=self.init_std,
+            dtype=self.dtype,
         )
         self.stack = Stack(cfg, self.depth, self.scan, self.remat)
 
     def __call__(self, ids, present, keys=None, mask=None):
         if ids.shape[1] > len(self.pos_embed):
             raise UserError(
-                f"text: {ids.shape[1]} tokens a caption exceed the model's {len(self.pos_embed)} positions: "
+                f"text: {ids.shape[1]} tokens a caption exceed the model's "
+                f"{len(self.pos_embed)} positions: "
                 "raise max_length or shorten the captions"
             )
         if mask is None:

@@ -30,8 +30,8 @@ def build_fusion(cfg: dict, dtype: str) -> nn.Module:
 class CrossAttentionFusion(nn.Module):
     """Blocks of self-attention on the query and cross-attention to the context.
 
-    With post-norm blocks of the text encoder's sizes this is the upper half of ALBEF's BERT (Li et al. 2021,
-    section 3.1).
+    With post-norm blocks of the text encoder's sizes this is the upper half of ALBEF's BERT (Li et
+    al. 2021, section 3.1).
     """
 
     width: int = 768
@@ -51,9 +51,17 @@ class CrossAttentionFusion(nn.Module):
     @nn.compact
     def __call__(self, query: Tokens, context: Tokens) -> Tokens:
         cfg = BlockConfig(
-            self.width, self.heads, self.mlp_dim, self.act, self.norm, self.eps, cross=True,
-            dropout=self.dropout, attention_dropout=self.attention_dropout,
-            init_std=self.init_std, dtype=self.dtype,
+            self.width,
+            self.heads,
+            self.mlp_dim,
+            self.act,
+            self.norm,
+            self.eps,
+            cross=True,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            init_std=self.init_std,
+            dtype=self.dtype,
         )
         stack = Stack(cfg, self.depth, self.scan, self.remat, name="stack")
         x = stack(query.x, fold_keys(query.keys, 0), query.mask, context)

@@ -18,7 +18,8 @@ class Tokens(struct.PyTreeNode):
 
     Attributes:
       x: [B, L, D] features.
-      mask: [B, L] bool, True where a token is real. An all-False row is an example without this modality.
+      mask: [B, L] bool, True where a token is real. An all-False row is an example without this
+        modality.
       keys: [B] PRNG keys, one an example, that drive dropout; None switches dropout off. Keyed by
         example, a draw does not depend on the batch's order, size or micro-batches.
     """
@@ -67,7 +68,8 @@ class BlockConfig:
 
 
 def shard_batch(x):
-    """Keep the leading axis of x sharded over the mesh's batch axes, if a mesh is set and divides it.
+    """Keep the leading axis of x sharded over the mesh's batch axes, if a mesh is set and divides
+    it.
 
     One such constraint a block keeps the partitioner from re-sharding activations under FSDP.
     """
@@ -116,7 +118,9 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [B, T, width] over context [B, S, any]; q, k and v go straight into heads."""
+    """Multi-head attention of x [B, T, width] over context [B, S, any]; q, k and v go straight into
+    heads.
+    """
 
     width: int
     heads: int
@@ -162,16 +166,23 @@ def layer_norm(eps, dtype, name):
 
 
 class Block(nn.Module):
-    """Self-attention, optional cross-attention, MLP; pre-norm (ViT, CLIP) or post-norm (BERT, ALBEF)."""
+    """Self-attention, optional cross-attention, MLP; pre-norm (ViT, CLIP) or post-norm (BERT,
+    ALBEF).
+    """
 
     cfg: BlockConfig
 
     @nn.compact
     def __call__(self, x, keys, mask=None, context=None):
-        """x [B, L, D], keys [B] or None, mask [B, L] or None, context Tokens or None -> [B, L, D]."""
+        """x [B, L, D]; keys [B], mask [B, L] and context Tokens, or None each -> [B, L, D]."""
         c = self.cfg
         attention = partial(
-            Attention, c.width, c.heads, c.attention_dropout, kernel_init=c.kernel_init, dtype=c.dtype
+            Attention,
+            c.width,
+            c.heads,
+            c.attention_dropout,
+            kernel_init=c.kernel_init,
+            dtype=c.dtype,
         )
 
         def branch(x, name, i, fn):
@@ -189,7 +200,9 @@ class Block(nn.Module):
             # An example without context gets nothing from it, rather than a mean of padding.
             seen = context.mask.any(-1)[:, None, None]
             x = branch(
-                x, "cross_attention", 1,
+                x,
+                "cross_attention",
+                1,
                 lambda h, k: jnp.where(seen, cross_attention(h, context.x, context.mask, k), 0),
             )
         mlp = Mlp(c.width, c.mlp_dim, c.act, c.kernel_init, c.dtype, name="mlp")

@@ -1,4 +1,6 @@
-"""The one model: a dict of encoders, projections to a shared space, a fusion, heads. And Net, its view as functions."""
+"""The one model: a dict of encoders, projections to a shared space, a fusion, heads. And Net, its
+view as functions.
+"""
 
 import dataclasses
 import math
@@ -37,7 +39,9 @@ def unit(x, eps=1e-12):
 
 
 class MlmHead(nn.Module):
-    """BERT's transform (dense, activation, LayerNorm) before the tied output layer, and that layer's bias."""
+    """BERT's transform (dense, activation, LayerNorm) before the tied output layer, and that
+    layer's bias.
+    """
 
     vocab_size: int
     act: str = "gelu"
@@ -82,7 +86,9 @@ class Model(nn.Module):
         if self.fusion:
             self.fuser = build_fusion(self.fusion, self.dtype)
         if "match" in self.heads:
-            self.match_head = nn.Dense(2, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype)
+            self.match_head = nn.Dense(
+                2, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype
+            )
         if "mlm" in self.heads:
             c = cfgs[self.mlm_modality]
             self.mlm_head = MlmHead(c["vocab_size"], c["act"], c["eps"], self.dtype)
@@ -97,8 +103,8 @@ class Model(nn.Module):
         """Run the towers of the modalities that are keys of the batch.
 
         Args:
-          batch: flat dict; `m` raw input, `m_present` [B] bool and `m_mask` [B, L] bool optional, `index`
-            [B] int32 optional, which tells examples apart for dropout.
+          batch: flat dict; `m` raw input, `m_present` [B] bool and `m_mask` [B, L] bool optional,
+            `index` [B] int32 optional, which tells examples apart for dropout.
           rng: PRNG key that switches dropout on.
         Returns: {m: Encoded}.
         """
@@ -132,7 +138,9 @@ class Model(nn.Module):
         return self.mlm_head(tokens.x, self.encoder[self.mlm_modality].attend)
 
     def scale(self):
-        """The factor on cosine similarities: exp(p) for a log scale (CLIP), 1 / p for a temperature (ALBEF)."""
+        """The factor on cosine similarities: exp(p) for a log scale (CLIP), 1 / p for a temperature
+        (ALBEF).
+        """
         kind = (self.scaling or {}).get("kind", "none")
         if kind == "none":
             return jnp.ones(())
@@ -194,9 +202,9 @@ def example_keys(rng, index):
 class Net:
     """A model's methods as pure functions, closed over parameters.
 
-    `net.encode(batch)`, `net.fuse(query, context)`, `net.match(tokens)`, `net.mlm(tokens)`, `net.scale()`, and
-    whatever methods a fork adds to Model. `net.teacher` is the EMA copy and `net.frozen` this one, both without
-    gradient.
+    `net.encode(batch)`, `net.fuse(query, context)`, `net.match(tokens)`, `net.mlm(tokens)`,
+    `net.scale()`, and whatever methods a fork adds to Model. `net.teacher` is the EMA copy and
+    `net.frozen` this one, both without gradient.
 
     Attributes:
       model, params: the module and its parameters.
@@ -204,8 +212,8 @@ class Net:
       queue: the momentum queue of the train state (objectives.queue), or None.
       rng: PRNG key that switches dropout on.
       teacher_rng: the same for the teacher (the original ALBEF drops out in its teacher as well).
-      chunks: micro-batches. Per-example work then holds one micro-batch's activations at a time; results
-        are those of one batch.
+      chunks: micro-batches. Per-example work then holds one micro-batch's activations at a time;
+        results are those of one batch.
     """
 
     model: Model

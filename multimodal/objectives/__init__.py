@@ -1,7 +1,8 @@
-"""Objectives: pure functions `(net, out, batch, rng, **kwargs) -> (loss, metrics)`, found by name in a registry.
+"""Objectives: pure functions `(net, out, batch, rng, **kwargs) -> (loss, metrics)`, found by name
+in a registry.
 
-A new objective is one function with `@register("name")` and one line in a config; a function that lives elsewhere is
-named by its import path, `fn = "my_package.my_module:my_loss"`.
+A new objective is one function with `@register("name")` and one line in a config; a function that
+lives elsewhere is named by its import path, `fn = "my_package.my_module:my_loss"`.
 """
 
 from multimodal.objectives import contrastive, itm, mlm  # noqa: F401 (they register themselves)

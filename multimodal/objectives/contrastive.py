@@ -21,11 +21,13 @@ def soft_cross_entropy(logits, targets, valid):
     return -jnp.where(targets > 0, targets * logp, 0).sum(1)
 
 
-def positive_targets(row_ids, column_ids, valid, diagonal_only=False):
-    """[B, C] targets: each row spread evenly over the columns with its id (column i of the first B is its own)."""
+def positive_targets(row_ids, column_ids, valid, diagonal_only=False, dtype=jnp.float32):
+    """[B, C] targets: each row spread evenly over the columns with its id (column i of the first B
+    is its own).
+    """
     own = jnp.arange(len(row_ids))[:, None] == jnp.arange(len(column_ids))[None]
     same = own if diagonal_only else (row_ids[:, None] == column_ids[None]) | own
-    same = (same & valid[None]).astype(jnp.float32)
+    same = (same & valid[None]).astype(dtype)
     return same / jnp.maximum(same.sum(1, keepdims=True), 1)
 
 
@@ -36,39 +38,58 @@ def default_positives(mode):
 
 @register("contrastive")
 def contrastive(
-    net, out, batch, rng, a="image", b="text", momentum=False, alpha=0.0, positives="", mode="corrected"
+    net,
+    out,
+    batch,
+    rng,
+    a="image",
+    b="text",
+    momentum=False,
+    columns="teacher",
+    alpha=0.0,
+    positives="",
+    mode="corrected",
 ):
-    """Symmetric softmax contrastive loss (Radford et al. 2021); with `momentum`, ALBEF's (Li et al. 2021, eq. 1, 6).
+    """Symmetric softmax contrastive loss (Radford et al. 2021); with `momentum`, ALBEF's (Li et al.
+    2021, eq. 1, 6).
 
     Args:
       a, b: the two modalities. Pairs that lack one are left out, as rows and as columns.
-      momentum: columns are the teacher's embeddings of the batch, then the queue; they carry no gradient.
+      momentum: there is a teacher, which gives the queue's columns and soft targets; they carry no
+        gradient.
+      columns: with momentum, whose embeddings of the batch are its columns: the teacher's (ALBEF),
+        or the student's, with gradient. From scratch a teacher knows nothing for hundreds of steps,
+        and the student learns much sooner from its own.
       alpha: share of the teacher's softmax in the targets (a number or a schedule).
       positives: 'id' (every column with the row's id) or 'diagonal'; by default what the mode does.
-      mode: 'corrected', or 'albef_original', whose positives are the diagonal and whose negatives include the
-        queue's initial noise.
+      mode: 'corrected', or 'albef_original', whose positives are the diagonal and whose negatives
+        include the queue's initial noise.
     Returns: loss, {'r1': accuracy of a -> b within the batch}.
     """
     ids, present = batch["id"], out[a].present & out[b].present
     positives = positives or default_positives(mode)
-    columns, column_ids, valid = {m: out[m].embed for m in (a, b)}, ids, present
+    student = {m: out[m].embed for m in (a, b)}
+    seen, column_ids, valid = student, ids, present
     if momentum:
-        teacher = out["teacher"]
-        columns = {m: stop(teacher[m].embed) for m in (a, b)}
+        taught = {m: stop(out["teacher"][m].embed) for m in (a, b)}
+        seen, taught_seen = taught if columns == "teacher" else student, taught
         if net.queue is not None:
-            columns = {m: jnp.concatenate([columns[m], net.queue[m]]) for m in (a, b)}
+            seen, taught_seen = (
+                {m: jnp.concatenate([x[m], net.queue[m]]) for m in (a, b)} for x in (seen, taught)
+            )
             column_ids = jnp.concatenate([ids, net.queue["id"]])
             filled = (net.queue["id"] != EMPTY) | (mode == "albef_original")
             valid = jnp.concatenate([present, filled])
     scale, losses = net.scale(), []
-    targets = positive_targets(ids, column_ids, valid, positives == "diagonal")
+    dtype = out[a].embed.dtype
+    targets = positive_targets(ids, column_ids, valid, positives == "diagonal", dtype)
     for x, y in ((a, b), (b, a)):
-        logits = scale * out[x].embed @ columns[y].T
+        logits = scale * student[x] @ seen[y].T
         soft = targets
         if momentum:
-            taught = stop(scale) * stop(teacher[x].embed) @ columns[y].T
-            taught = jax.nn.softmax(jnp.where(valid, taught, jnp.finfo(taught.dtype).min / 2), axis=1)
-            soft = stop(alpha * taught + (1 - alpha) * targets)
+            guess = stop(scale) * taught[x] @ taught_seen[y].T
+            guess = jax.nn.softmax(jnp.where(valid, guess, jnp.finfo(guess.dtype).min / 2), axis=1)
+            soft = stop(alpha * guess + (1 - alpha) * targets)
         losses.append(masked_mean(soft_cross_entropy(logits, soft, valid[None]), present))
     hit = jnp.where(present[None], out[a].embed @ out[b].embed.T, -jnp.inf).argmax(1)
     return sum(losses) / 2, {"r1": masked_mean((ids[hit] == ids).astype(jnp.float32), present)}
@@ -76,7 +97,8 @@ def contrastive(
 
 @register("sigmoid")
 def sigmoid(net, out, batch, rng, a="image", b="text"):
-    """Pairwise sigmoid loss (Zhai et al. 2023, SigLIP, algorithm 1); a pair with equal ids is a positive.
+    """Pairwise sigmoid loss (Zhai et al. 2023, SigLIP, algorithm 1); a pair with equal ids is a
+    positive.
 
     Summed over columns, averaged over rows; pairs that lack a modality are left out.
     """
@@ -86,4 +108,6 @@ def sigmoid(net, out, batch, rng, a="image", b="text"):
     both = present[:, None] & present[None]
     loss = -jnp.where(both, jax.nn.log_sigmoid(jnp.where(same, logits, -logits)), 0).sum(1)
     hit = jnp.where(both, logits, -jnp.inf).argmax(1)
-    return masked_mean(loss, present), {"r1": masked_mean((ids[hit] == ids).astype(loss.dtype), present)}
+    return masked_mean(loss, present), {
+        "r1": masked_mean((ids[hit] == ids).astype(loss.dtype), present)
+    }

@@ -12,18 +12,19 @@ stop = jax.lax.stop_gradient
 
 
 @register("itm")
-def itm(
-    net, out, batch, rng, a="image", b="text", positives="", negatives=None, mode="corrected"
-):
-    """Cross-entropy of the matching head on B positives and 2B hard negatives drawn within the batch.
+def itm(net, out, batch, rng, a="image", b="text", positives="", negatives=None, mode="corrected"):
+    """Cross-entropy of the matching head on B positives and 2B hard negatives drawn within the
+    batch.
 
-    For each b (text) a negative a (image), and for each a a negative b, drawn in proportion to exp(similarity); never
-    one with the same id. Examples without any negative contribute their positive only.
+    For each b (text) a negative a (image), and for each a a negative b, drawn in proportion to
+    exp(similarity); never one with the same id. Examples without any negative contribute their
+    positive only.
 
     Args:
       a: the modality that is the fusion's context; b: its query.
       positives: 'id' or 'diagonal', which pairs belong together; by default what the mode does.
-      negatives: (a for each b, b for each a), [B] int each, to use instead of drawing (parity tests).
+      negatives: (a for each b, b for each a), [B] int each, to use instead of drawing (parity
+        tests).
     Returns: loss, {'accuracy': over positives and negatives}.
     """
     ids, present = batch["id"], out[a].present & out[b].present

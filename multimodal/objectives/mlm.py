@@ -1,4 +1,6 @@
-"""Masked language modelling with the other modality in sight (Devlin et al. 2019; Li et al. 2021, eq. 2, 7)."""
+"""Masked language modelling with the other modality in sight (Devlin et al. 2019; Li et al. 2021,
+eq. 2, 7).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +42,33 @@ def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, most=0,
 
 @register("mlm")
 def mlm(
-    net, out, batch, rng, a="text", context="image", rate=0.15, mask_id=4, keep_ids=(0, 2),
-    max_predictions=0, momentum=False, alpha=0.0, masked=None, mode="corrected",
+    net,
+    out,
+    batch,
+    rng,
+    a="text",
+    context="image",
+    rate=0.15,
+    mask_id=4,
+    keep_ids=(0, 2),
+    max_predictions=0,
+    momentum=False,
+    alpha=0.0,
+    masked=None,
+    mode="corrected",
 ):
-    """Cross-entropy of masked tokens, predicted from the fusion of the masked text with the context.
+    """Cross-entropy of masked tokens, predicted from the fusion of the masked text with the
+    context.
 
     Args:
-      a: the modality of token ids; context: the modality that its tokens look at; '' for text alone.
+      a: the modality of token ids; context: the modality that its tokens look at; '' for text
+        alone.
       rate: share of tokens masked; mask_id, keep_ids: the tokenizer's.
-      max_predictions: largest number of masked tokens an example; 0 for any. A bound saves most of the output
-        layer's work, which is then done for that many positions only (BERT's max_predictions_per_seq).
-      momentum, alpha: mix in alpha times the cross-entropy to the teacher's softmax on the same masked text.
+      max_predictions: largest number of masked tokens an example; 0 for any. A bound saves most of
+        the output layer's work, which is then done for that many positions only (BERT's
+        max_predictions_per_seq).
+      momentum, alpha: mix in alpha times the cross-entropy to the teacher's softmax on the same
+        masked text.
       masked: (ids, labels) to use instead of drawing (parity tests).
       mode: 'albef_original' draws random tokens from the whole vocabulary, special ones included.
     Returns: loss (mean over masked tokens), {'accuracy'}.
@@ -60,8 +78,14 @@ def mlm(
     present = present & out[context].present if context else present
     if masked is None:
         masked = mask_tokens(
-            rng_mask, ids, index_of(batch, len(ids)), vocab_size=net.model.modalities[a]["vocab_size"],
-            mask_id=mask_id, keep_ids=keep_ids, rate=rate, most=max_predictions,
+            rng_mask,
+            ids,
+            index_of(batch, len(ids)),
+            vocab_size=net.model.modalities[a]["vocab_size"],
+            mask_id=mask_id,
+            keep_ids=keep_ids,
+            rate=rate,
+            most=max_predictions,
             random_from=0 if mode == "albef_original" else max(mask_id, *keep_ids) + 1,
         )
     ids, labels = masked
@@ -98,7 +122,9 @@ def mlm(
 
 
 def _masked_positions(labels, most):
-    """Positions [B, most] that hold all masked tokens, and their labels; (None, labels) without a bound."""
+    """Positions [B, most] that hold all masked tokens, and their labels; (None, labels) without a
+    bound.
+    """
     if not most or most >= labels.shape[1]:
         return None, labels
     _, at = jax.lax.top_k((labels != IGNORE).astype(jnp.int32), most)

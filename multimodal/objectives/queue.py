@@ -1,4 +1,6 @@
-"""The momentum queue of teacher embeddings (He et al. 2020, MoCo; Li et al. 2021, ALBEF section 3.2)."""
+"""The momentum queue of teacher embeddings (He et al. 2020, MoCo; Li et al. 2021, ALBEF section
+3.2).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +27,10 @@ def enqueue(queue, embeds: dict, ids, keep):
     """Write a batch's teacher embeddings over the oldest entries.
 
     Args:
-      embeds: {m: [B, E]}; ids: [B]; keep: [B] bool, examples that have every modality of the queue. Others
-        are written as empty slots, so that the pointer does not depend on the data.
-    A batch of any size: the queue's size need not be a multiple, and the newest survive a batch larger than the queue.
+      embeds: {m: [B, E]}; ids: [B]; keep: [B] bool, examples that have every modality of the queue.
+        Others are written as empty slots, so that the pointer does not depend on the data.
+    A batch of any size: the queue's size need not be a multiple, and the newest survive a batch
+    larger than the queue.
     """
     size = len(queue["id"])
     ids = jnp.where(keep, ids, EMPTY)

@@ -43,8 +43,8 @@ class Objective:
 def build(config, known_values=None) -> list[Objective]:
     """The objectives of `config.objectives`, in order.
 
-    `known_values` ({keyword: value}: the mode, ids of the tokenizer) go to those functions that take them
-    and whose config does not set them.
+    `known_values` ({keyword: value}: the mode, ids of the tokenizer) go to those functions that
+    take them and whose config does not set them.
 
     Raises UserError for an unknown function or keyword.
     """

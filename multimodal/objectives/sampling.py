@@ -18,7 +18,8 @@ def index_of(batch, size):
 
 
 def pair_gumbel(rng, index):
-    """[B, B] Gumbel noise; entry (i, j) depends on examples i and j only, so that masking or moving others
+    """[B, B] Gumbel noise; entry (i, j) depends on examples i and j only, so that masking or moving
+    others
     changes no draw."""
     rows = example_keys(rng, index)
     keys = jax.vmap(lambda k: example_keys(k, index))(rows)
@@ -28,7 +29,8 @@ def pair_gumbel(rng, index):
 def draw_negatives(rng, logits, allowed, index):
     """One column a row, drawn in proportion to exp(logits) among the allowed ones.
 
-    Masking comes before the softmax (as -inf); ALBEF zeroes after it and dies when the rest underflows.
+    Masking comes before the softmax (as -inf); ALBEF zeroes after it and dies when the rest
+    underflows.
 
     Args:
       logits: [B, B]; allowed: [B, B] bool; index: [B].

@@ -27,7 +27,9 @@ class Checkpoints:
         policies = [keep.LatestN(latest)]
         if best:
             policies.append(
-                keep.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False)
+                keep.BestN(
+                    get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False
+                )
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(policies),
@@ -45,19 +47,22 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         if jax.default_backend() == "cpu":
-            # Host memory is device memory here: the writer would read what the next step overwrites.
+            # Host memory is device memory here: the writer would read what the next step
+            # overwrites.
             state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state))
         self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def restore(self, step: int, like):
-        """The state of that step, laid out as `like` (arrays or ShapeDtypeStructs with shardings)."""
+        """The state of that step, laid out as `like` (arrays, or their shapes with shardings)."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
             return self._manager.restore(step, args=args)["state"]
         except (ValueError, KeyError, FileNotFoundError) as e:
-            raise UserError(f"{self._path / str(step)}: cannot restore: {str(e).splitlines()[0]}") from e
+            raise UserError(
+                f"{self._path / str(step)}: cannot restore: {str(e).splitlines()[0]}"
+            ) from e
 
     def close(self):
         """Wait for what is being written."""
@@ -92,7 +97,8 @@ def _score(workdir, step):
 
 
 def restore_params(workdir, step="latest"):
-    """(step, params, ema or None) of a checkpoint, on the default device; the optimizer's state is not read.
+    """(step, params, ema or None) of a checkpoint, on the default device; the optimizer's state is
+    not read.
 
     Args:
       step: 'latest', 'best' or a number. Raises UserError if there is none, or it cannot be read.
@@ -104,7 +110,9 @@ def restore_params(workdir, step="latest"):
             tree = reader.metadata(path).item_metadata.tree
             wanted = {k: tree[k] for k in ("params", "ema") if tree.get(k) is not None}
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), wanted)
+            like = jax.tree.map(
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), wanted
+            )
             restore_args = ocp.checkpoint_utils.construct_restore_args(like)
             args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
             found = reader.restore(path, args=args)

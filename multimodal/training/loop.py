@@ -26,7 +26,8 @@ class NonFiniteLoss(RuntimeError):
 
 
 def train(config, workdir):
-    """Train to config.steps, resuming from the workdir's newest checkpoint; returns the last metrics.
+    """Train to config.steps, resuming from the workdir's newest checkpoint; returns the last
+    metrics.
 
     Raises UserError for a config, data or workdir that cannot be trained with.
     """
@@ -71,7 +72,9 @@ class Run:
         metrics, clock = {}, None
         batches = pipeline.iterate(first)
         try:
-            with MetricLogger(self.workdir, c.steps, first, active=jax.process_index() == 0) as logger:
+            with MetricLogger(
+                self.workdir, c.steps, first, active=jax.process_index() == 0
+            ) as logger:
                 for step in range(first + 1, c.steps + 1):
                     began = time.perf_counter()
                     batch = to_global(next(batches), self.mesh)
@@ -118,12 +121,14 @@ class Run:
             logger.write(step, {f"eval/{k}": v for k, v in headline(scores).items()})
         best = self.config.eval.best
         if best and best not in scores:
-            raise UserError(f"config.eval.best: no metric {best!r}; there are {', '.join(sorted(scores))}")
+            raise UserError(
+                f"config.eval.best: no metric {best!r}; there are {', '.join(sorted(scores))}"
+            )
         return scores
 
 
 def write_scores(workdir, step, scores):
-    """Write eval/STEP.json, at no moment half of it; scores of other evaluations of that step stay."""
+    """Write eval/STEP.json, at no moment half of it; other scores of that step stay."""
     path = pathlib.Path(workdir, "eval", f"{step}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -139,13 +144,16 @@ def check_finite(step, row):
         if not math.isfinite(row[key]):
             parts = ", ".join(f"{k} {v:.3g}" for k, v in row.items() if k.endswith("/loss"))
             raise NonFiniteLoss(
-                f"step {step}: {key} is {row[key]} ({parts}); nothing of it was saved. Lower the learning rate, "
+                f"step {step}: {key} is {row[key]} ({parts}); nothing of it was saved. "
+                "Lower the learning rate, "
                 "clip gradients (config.optim.clip), or look at the data of that step"
             )
 
 
 class Clock:
-    """Samples a second, share of time waiting for data, and model FLOPs utilisation, since the last reading."""
+    """Samples a second, share of time waiting for data, and model FLOPs utilisation, since the last
+    reading.
+    """
 
     def __init__(self, batch_size, flops_per_step):
         self._batch_size, self._flops = batch_size, flops_per_step

@@ -43,7 +43,8 @@ def get_tokenizer(config, workdir, source=None):
         room = config.modalities[m].vocab_size
         if tokenizer.vocab_size > room:
             raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, config.modalities.{m}.vocab_size is {room}: "
+                f"the tokenizer has {tokenizer.vocab_size} tokens, "
+                f"config.modalities.{m}.vocab_size is {room}: "
                 "make them agree, or use the tokenizer that the model was trained with"
             )
     if not path.exists() and jax.process_index() == 0:

@@ -36,11 +36,14 @@ def batch_sharding(mesh) -> NamedSharding:
 
 def path_of(key_path) -> str:
     """'encoder_image/stack/block_0/mlp/up/kernel' for a pytree key path."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path)
+    return "/".join(
+        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path
+    )
 
 
 def state_shardings(state, mesh, rules=()):
-    """A sharding for every array of a pytree: a rule's, else fsdp over the largest axis it divides, else replicated.
+    """A sharding for every array of a pytree: a rule's, else fsdp over the largest axis it divides,
+    else replicated.
 
     Args:
       state: pytree of arrays or ShapeDtypeStructs.
@@ -72,7 +75,9 @@ def check_batch(batch_size: int, mesh, micro_batches: int, processes: int = 1):
             f"micro-batches; the nearest size that does is {fit}"
         )
     if batch_size % processes:
-        raise UserError(f"config.batch_size {batch_size} does not divide over {processes} processes")
+        raise UserError(
+            f"config.batch_size {batch_size} does not divide over {processes} processes"
+        )
 
 
 def to_global(batch, mesh):

@@ -1,4 +1,6 @@
-"""The train state, and one pure step: objectives -> gradient -> update. Nothing here knows what is trained."""
+"""The train state, and one pure step: objectives -> gradient -> update. Nothing here knows what is
+trained.
+"""
 
 import zlib
 
@@ -50,9 +52,12 @@ def _embed_dim(config, modality):
 def make_loss(config, model, objectives):
     """loss(params, state, batch) -> (total, (metrics, teacher's embeddings)).
 
-    Each objective's randomness is folded in by its name, so that adding one changes no other's draws.
+    Each objective's randomness is folded in by its name, so that adding one changes no other's
+    draws.
     """
-    drops = any(m.get("dropout", 0) or m.get("attention_dropout", 0) for m in config.modalities.values())
+    drops = any(
+        m.get("dropout", 0) or m.get("attention_dropout", 0) for m in config.modalities.values()
+    )
     drops = drops or config.model.fusion.dropout or config.model.fusion.attention_dropout
     original = config.mode == "albef_original"
 
@@ -60,7 +65,10 @@ def make_loss(config, model, objectives):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = jax.random.split(rng)
         net = Net(
-            model, params, state.ema, state.queue,
+            model,
+            params,
+            state.ema,
+            state.queue,
             rng=keys[0] if drops else None,
             teacher_rng=keys[1] if drops and original else None,
             chunks=config.micro_batches,
@@ -83,8 +91,8 @@ def make_loss(config, model, objectives):
 def make_step(config, model, objectives, tx):
     """step(state, batch) -> (state, metrics), to be jitted with a donated state.
 
-    The teacher moves first, towards the parameters that the last step left (ALBEF's order), then come
-    loss, update, temperature bounds and queue.
+    The teacher moves first, towards the parameters that the last step left (ALBEF's order), then
+    come loss, update, temperature bounds and queue.
     """
     loss = make_loss(config, model, objectives)
 

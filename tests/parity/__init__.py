@@ -1,4 +1,5 @@
-"""Numerical parity with golden values of the original codebases: `python -m tests.parity FOLDER [FOLDER ...]`.
+"""Numerical parity with golden values of the original codebases: `python -m tests.parity FOLDER
+[FOLDER ...]`.
 
 What a folder holds is found out from its files, sizes from its config and weights.
 """
@@ -10,8 +11,15 @@ from tests.parity import albef, clip, retrieval, schedules, towers
 from tests.parity.report import Report
 
 CHECKS = (
-    albef.check_pretraining, albef.check_groups, retrieval.check_retrieval, retrieval.check_rerank,
-    schedules.check_albef, schedules.check_cosine, clip.check_clip, clip.check_siglip, towers.check_towers,
+    albef.check_pretraining,
+    albef.check_groups,
+    retrieval.check_retrieval,
+    retrieval.check_rerank,
+    schedules.check_albef,
+    schedules.check_cosine,
+    clip.check_clip,
+    clip.check_siglip,
+    towers.check_towers,
 )
 
 

@@ -24,7 +24,8 @@ def main(folders) -> int:
         return 2
     bad = [r for r in reports if not r.ok]
     checked = sum(len(r.checked) for r in reports)
-    print(f"{checked} quantities checked in {len(reports)} folders: {'FAILED' if bad else 'all within tolerance'}")
+    verdict = "FAILED" if bad else "all within tolerance"
+    print(f"{checked} quantities checked in {len(reports)} folders: {verdict}")
     return 1 if bad else 0
 
 

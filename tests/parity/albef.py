@@ -61,7 +61,9 @@ def objectives(draws) -> list[Objective]:
         "itm": {"negatives": draws["negatives"]},
         "mlm": {"momentum": True, "alpha": draws["alpha"], "masked": draws["masked"]},
     }
-    return [Objective(n, OBJECTIVES[n], 1.0, k | {"mode": "albef_original"}) for n, k in own.items()]
+    return [
+        Objective(n, OBJECTIVES[n], 1.0, k | {"mode": "albef_original"}) for n, k in own.items()
+    ]
 
 
 def recorded(z, dtype):
@@ -70,7 +72,10 @@ def recorded(z, dtype):
     draws = {
         "alpha": jnp.asarray(z["alpha"], dtype),
         "negatives": (jnp.asarray(z["neg_image_idx"]), jnp.asarray(z["neg_text_idx"])),
-        "masked": (jnp.asarray(z["mlm_input_ids"], jnp.int32), jnp.asarray(z["mlm_labels"], jnp.int32)),
+        "masked": (
+            jnp.asarray(z["mlm_input_ids"], jnp.int32),
+            jnp.asarray(z["mlm_labels"], jnp.int32),
+        ),
     }
     return batch, draws
 
@@ -94,10 +99,14 @@ def outputs(model, params, ema, batch, draws):
 
     pairs = [(text, image), (text, pick(image, neg_image)), (pick(text, neg_text), image)]
     return {
-        "image_embeds": image.x, "vision_proj": out["image"].embed, "text_proj": out["text"].embed,
-        "vision_proj_m": out_m["image"].embed, "text_proj_m": out_m["text"].embed,
+        "image_embeds": image.x,
+        "vision_proj": out["image"].embed,
+        "text_proj": out["text"].embed,
+        "vision_proj_m": out_m["image"].embed,
+        "text_proj_m": out_m["text"].embed,
         "itm_logits": jnp.concatenate([net.match(net.fuse(q, c)) for q, c in pairs]),
-        "mlm_logits": logits, "mlm_logits_m": logits_m,
+        "mlm_logits": logits,
+        "mlm_logits_m": logits_m,
     }
 
 
@@ -109,7 +118,9 @@ def make_recorder(config, loaded, tx):
         terms = objectives(draws)
         new, metrics = make_step(config, loaded.model, terms, tx)(state, batch)
         moved = state.replace(ema=new.ema)  # a step moves the teacher first
-        gradients, _ = jax.grad(make_loss(config, loaded.model, terms), has_aux=True)(state.params, moved, batch)
+        gradients, _ = jax.grad(make_loss(config, loaded.model, terms), has_aux=True)(
+            state.params, moved, batch
+        )
         return new, metrics, outputs(loaded.model, state.params, new.ema, batch, draws), gradients
 
     return run
@@ -133,7 +144,7 @@ def check_pretraining(folder, report):
             state, metrics, ours, gradient = run(state, batch, draws)
             gradients.append(gradient)
             check_losses(s, record, state, metrics, dtype, report)
-            # In float32 later outputs carry what Adam makes of gradients near zero; see report.within_adam.
+            # In float32 later outputs carry what Adam makes of gradients near zero (within_adam).
             if s == steps[0] or np.dtype(dtype) == np.float64:
                 check_outputs(s, record, ours, dtype, report)
         path = folder / "pretrain_grads_step0.npz"
@@ -146,7 +157,9 @@ def check_pretraining(folder, report):
 def check_losses(s, record, new, metrics, dtype, report):
     """Losses and queue of one step."""
     for name, theirs in OBJECTIVE_NAMES.items():
-        report.compare(f"step {s} loss_{theirs}", metrics[f"{name}/loss"], record[f"loss_{theirs}"], dtype)
+        report.compare(
+            f"step {s} loss_{theirs}", metrics[f"{name}/loss"], record[f"loss_{theirs}"], dtype
+        )
     queue = {m: new.queue[m].T for m in ("image", "text")} | {"ptr": new.queue["ptr"][None]}
     names = {"image": "image_queue_after", "text": "text_queue_after", "ptr": "queue_ptr_after"}
     report.compare(f"step {s} queue", queue, {m: record[n] for m, n in names.items()}, dtype)
@@ -155,7 +168,9 @@ def check_losses(s, record, new, metrics, dtype, report):
 def check_outputs(s, record, ours, dtype, report):
     """What towers and heads gave in one step."""
     shown = {k: v for k, v in ours.items() if k in record}
-    wanted = {k: np.asarray(unit(jnp.asarray(record[k]))) if "proj" in k else record[k] for k in shown}
+    wanted = {
+        k: np.asarray(unit(jnp.asarray(record[k]))) if "proj" in k else record[k] for k in shown
+    }
     report.compare(f"step {s} outputs", shown, wanted, dtype)
 
 
@@ -167,7 +182,9 @@ def check_final(folder, loaded, state, gradients, dtype, report):
     final = import_weights(path, cfg=loaded.config, act=acts(loaded.config))
     without_teacher = ("match_head", "temperature")
     pairs = {"weights": (state.params, final.params)}
-    pairs["EMA"] = [{k: v for k, v in t.items() if k not in without_teacher} for t in (state.ema, final.ema)]
+    pairs["EMA"] = [
+        {k: v for k, v in t.items() if k not in without_teacher} for t in (state.ema, final.ema)
+    ]
     steps = f"after {len(gradients)} steps"
     for name, (ours, theirs) in pairs.items():
         if np.dtype(dtype) == np.float64:
@@ -176,10 +193,14 @@ def check_final(folder, loaded, state, gradients, dtype, report):
         (ours, _), (theirs, _) = split_key_biases(ours), split_key_biases(theirs)
         if name == "weights":
             errors = within_adam(ours, theirs, gradients, LEARNING_RATE, EPS)
-            report.worst_of(f"{name} {steps}", errors, dtype, "without key biases; see report.within_adam")
+            report.worst_of(
+                f"{name} {steps}", errors, dtype, "without key biases; see report.within_adam"
+            )
         else:
             report.compare(f"{name} {steps}", ours, theirs, dtype, "without key biases")
-    report.compare("temperature at the end", state.params["temperature"], final.params["temperature"], dtype)
+    report.compare(
+        "temperature at the end", state.params["temperature"], final.params["temperature"], dtype
+    )
     queue = {m: state.queue[m] for m in ("image", "text", "ptr")}
     report.compare("queue at the end", queue, {m: final.queue[m] for m in queue}, dtype)
 
@@ -192,7 +213,11 @@ def check_groups(folder, report):
     loaded = load_albef(folder, "pretrain_weights_init.safetensors", np.float32)
     decays = flatten_dict(factors(loaded.params, RULES["albef_original"])[1], sep="/")
     table = make_table("albef", loaded.config, "text_encoder.bert.")
-    ours = {e.theirs: [decays[p.removeprefix("params/")] for p in e.ours] for e in table.entries if e.part == "params"}
+    ours = {
+        e.theirs: [decays[p.removeprefix("params/")] for p in e.ours]
+        for e in table.entries
+        if e.part == "params"
+    }
     groups = json.loads(path.read_text())
     theirs = {n: g["weight_decay"] for g in groups for n in g["names"]}
     full = max(theirs.values())

@@ -43,7 +43,9 @@ def check_pair(label, weights, act, z, wanted, grads, objective, report, guess=N
         net = loaded.net
         out = net.encode(batch)
         for m, theirs in wanted.items():
-            report.compare(f"{label} {m} features", out[m].embed, theirs, dtype, f"{act}, {say_heads(heads)}")
+            report.compare(
+                f"{label} {m} features", out[m].embed, theirs, dtype, f"{act}, {say_heads(heads)}"
+            )
         logits = net.scale() * out["image"].embed @ out["text"].embed.T + net.logit_bias()
         report.compare(f"{label} logits", logits, z["logits_per_image"], dtype)
         if "logit_scale_exp" in z:

@@ -1,4 +1,5 @@
-"""What the checks share: batches of ours from arrays of theirs, the search for a number of heads."""
+"""What the checks share: batches of ours from arrays of theirs, the search for a number of
+heads."""
 
 import contextlib
 import dataclasses
@@ -83,13 +84,14 @@ def divisors(n) -> list[int]:
 
 
 def find_heads(widths: dict, error_of, tolerance, guess=None) -> dict:
-    """The numbers of heads, which weights do not record, by modality: for each the divisor of its width that fits.
+    """The numbers of heads, which weights do not record, by modality: for each the divisor of its
+    width that fits.
 
     Args:
       error_of: fn(modality, {modality: heads}) -> relative error of that tower's output.
       guess: numbers to try first.
     """
-    heads = {m: 1 for m in widths}
+    heads = dict.fromkeys(widths, 1)
     for m, width in widths.items():
         errors = {}
         first = [guess[m]] if guess else []
@@ -103,4 +105,8 @@ def find_heads(widths: dict, error_of, tolerance, guess=None) -> dict:
 
 def say_heads(heads: dict) -> str:
     """The note that tells of find_heads."""
-    return "heads " + ", ".join(f"{m} {n}" for m, n in heads.items()) + " (found among divisors of the width)"
+    return (
+        "heads "
+        + ", ".join(f"{m} {n}" for m, n in heads.items())
+        + " (found among divisors of the width)"
+    )

@@ -76,7 +76,8 @@ class Report:
                 lines.append(f"   {r.quantity:{wide}}  {'-':>8}  {'-':>6}  {r.note}")
             else:
                 mark = "  " if r.ok else "X "
-                lines.append(f" {mark}{r.quantity:{wide}}  {r.error:8.1e}  {r.tolerance:6.0e}  {r.note}".rstrip())
+                numbers = f"{r.error:8.1e}  {r.tolerance:6.0e}"
+                lines.append(f" {mark}{r.quantity:{wide}}  {numbers}  {r.note}".rstrip())
         if not self.checked:
             lines.append(" X nothing in this folder could be checked")
         return "\n".join(lines)
@@ -99,17 +100,22 @@ def errors_of(ours: dict, theirs: dict, scale=None) -> dict:
     """{path: relative error} over two trees, which must have the same paths."""
     ours, theirs = flatten_dict(ours, sep="/"), flatten_dict(theirs, sep="/")
     differ = set(ours) ^ set(theirs)
-    return {k: float("inf") if k in differ else relative(ours[k], theirs[k], scale) for k in ours | theirs}
+    return {
+        k: float("inf") if k in differ else relative(ours[k], theirs[k], scale)
+        for k in ours | theirs
+    }
 
 
 def within_adam(ours, theirs, gradients, learning_rate, eps) -> dict:
-    """{path: error} of float32 weights after Adam's steps, as shares of each element's limit times the tolerance.
+    """{path: error} of float32 weights after Adam's steps, as shares of each element's limit times
+    the tolerance.
 
-    An element's limit is the tolerance of its array's largest weight, plus how far Adam carries a rounding error of its
-    gradients, lr * sum_t min(2, ROUNDING * max|g_t| / (|g_t| + eps)), because it divides an element's gradient by its own
-    size: where that is near zero, not even the step's sign is determined in float32. Without that term a handful of elements
-    in 10^5 fail, on which the original's run is as far from exact arithmetic as ours (2e-5 and 5e-5 of an array's
-    largest weight, both measured against float64 from the same start). For others the term is negligible.
+    An element's limit is the tolerance of its array's largest weight, plus how far Adam carries a
+    rounding error of its gradients, lr * sum_t min(2, ROUNDING * max|g_t| / (|g_t| + eps)), because
+    it divides an element's gradient by its own size: where that is near zero, not even the step's
+    sign is determined in float32. Without that term a handful of elements in 10^5 fail, on which
+    the original's run is as far from exact arithmetic as ours (up to 5e-5 of an array's largest
+    weight, both measured against float64 from the same start). Elsewhere the term is negligible.
     """
     gradients = [flatten_dict(g, sep="/") for g in gradients]
     errors = {}
@@ -117,7 +123,7 @@ def within_adam(ours, theirs, gradients, learning_rate, eps) -> dict:
         carried = 0.0
         for g in (np.abs(np.asarray(g[k], np.float64)) for g in gradients):
             carried = carried + np.minimum(2.0, ROUNDING * g.max(initial=0) / (g + eps))
-        limit = np.abs(w).max(initial=0) + learning_rate * carried / TOLERANCE["float32"]
+        limit = TINY + np.abs(w).max(initial=0) + learning_rate * carried / TOLERANCE["float32"]
         errors[k] = float((np.abs(np.asarray(ours[k]) - w) / limit).max(initial=0))
     return errors
 
@@ -125,7 +131,8 @@ def within_adam(ours, theirs, gradients, learning_rate, eps) -> dict:
 def split_key_biases(tree: dict) -> tuple[dict, dict]:
     """(all but, only) biases of attention keys.
 
-    They shift all logits of a query alike, so their gradient is zero in exact arithmetic and rounding noise in fact.
+    They shift all logits of a query alike, so their gradient is zero in exact arithmetic and
+    rounding noise in fact.
     """
     flat = flatten_dict(tree, sep="/")
     zero = {k: v for k, v in flat.items() if k.endswith("/key/bias")}
@@ -133,11 +140,17 @@ def split_key_biases(tree: dict) -> tuple[dict, dict]:
 
 
 def compare_gradients(report, quantity, ours, theirs, dtype, note=""):
-    """Two rows: gradients, and those that are zero in exact arithmetic, measured against the largest gradient."""
+    """Two rows: gradients, and those that are zero in exact arithmetic, measured against the
+    largest gradient."""
     (ours, ours_zero), (theirs, theirs_zero) = split_key_biases(ours), split_key_biases(theirs)
     report.compare(quantity, ours, theirs, dtype, note)
     if theirs_zero:
         largest = max(float(np.abs(v).max()) for v in theirs.values())
         report.compare(
-            f"{quantity}, key biases", ours_zero, theirs_zero, dtype, "zero but for rounding: over the largest", largest
+            f"{quantity}, key biases",
+            ours_zero,
+            theirs_zero,
+            dtype,
+            "zero but for rounding: over the largest",
+            largest,
         )

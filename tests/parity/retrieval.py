@@ -16,7 +16,8 @@ NOT_RANKED = -100.0
 
 
 def make_losses(loaded, golden, z, batch):
-    """params -> (total, (loss_ita, loss_itm)) of the first step, as model_retrieval.py computes them."""
+    """params -> (total, (loss_ita, loss_itm)) of the first step, as model_retrieval.py computes
+    them."""
     decay, alpha = golden["config"]["momentum"], golden["config"]["alpha"]
     ema = jax.tree.map(jnp.asarray, loaded.source.ema)
     ema = optax.incremental_update(loaded.params, ema, 1 - decay)
@@ -28,7 +29,9 @@ def make_losses(loaded, golden, z, batch):
         net = Net(loaded.model, params, ema, queue)
         out = net.encode(batch)
         out["teacher"] = net.teacher.encode(batch)
-        ita, _ = OBJECTIVES["contrastive"](net, out, batch, None, momentum=True, alpha=alpha, **common)
+        ita, _ = OBJECTIVES["contrastive"](
+            net, out, batch, None, momentum=True, alpha=alpha, **common
+        )
         itm, _ = OBJECTIVES["itm"](net, out, batch, None, negatives=negatives, **common)
         return ita + itm, (ita, itm)
 
@@ -50,7 +53,9 @@ def check_retrieval(folder, report):
         report.compare("retrieval loss_itm", itm, z["loss_itm"], dtype)
         grads = {k.removeprefix("grad."): v for k, v in z.items() if k.startswith("grad.")}
         if grads:
-            compare_gradients(report, "retrieval gradients", gradient, loaded.gradients(grads), dtype)
+            compare_gradients(
+                report, "retrieval gradients", gradient, loaded.gradients(grads), dtype
+            )
 
 
 def check_rerank(folder, report):
@@ -83,7 +88,8 @@ def rerank(net, out, sims, k, rows):
         here = np.full(k, i)
         image, text = (here, columns) if rows == "image" else (columns, here)
         query, context = (
-            jax.tree.map(lambda v, j=j: v[j], out[m].tokens) for m, j in (("text", text), ("image", image))
+            jax.tree.map(lambda v, j=j: v[j], out[m].tokens)
+            for m, j in (("text", text), ("image", image))
         )
         scores[i, columns] = net.match(net.fuse(query, context))[:, 1]
     return scores

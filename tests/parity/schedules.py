@@ -24,8 +24,13 @@ def check_albef(folder, report):
     end = (float(epochs[-1]) - peak * last) / (1 - last)
     first = int(np.argmax(epoch0 != start))  # the rate of iteration i was set after iteration i - 1
     spec = {
-        "schedule": "albef", "peak": peak, "start": start, "end": end, "steps_per_epoch": len(epoch0),
-        "epochs": count, "warmup_every": first - 1,
+        "schedule": "albef",
+        "peak": peak,
+        "start": start,
+        "end": end,
+        "steps_per_epoch": len(epoch0),
+        "epochs": count,
+        "warmup_every": first - 1,
         "warmup_steps": round((peak - start) / (epoch0[first] - start)),
     }
     note = f"peak {peak:.3g}, start {start:.3g}, end {end:.3g}, {spec['warmup_steps']} stairs"
@@ -48,4 +53,10 @@ def check_cosine(folder, report):
     total = warmup + round(np.pi * (step - warmup) / np.arccos(2 * lr[step] / peak - 1))
     with precision(np.float64):
         ours = trace({"schedule": "cosine", "peak": peak, "warmup": warmup}, total, range(len(lr)))
-    report.compare("cosine learning rate", ours, lr, np.float64, f"peak {peak:.3g}, warm-up {warmup} of {total}")
+    report.compare(
+        "cosine learning rate",
+        ours,
+        lr,
+        np.float64,
+        f"peak {peak:.3g}, warm-up {warmup} of {total}",
+    )

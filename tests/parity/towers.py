@@ -7,8 +7,11 @@ from tests.parity.report import TOLERANCE, relative
 
 # file -> modality, activation (HF's default for that class)
 TOWERS = {
-    "bert": ("text", "gelu"), "bert_mlm": ("text", "gelu"), "vit": ("image", "gelu"),
-    "clip_vision": ("image", "quick_gelu"), "siglip_vision": ("image", "gelu_tanh"),
+    "bert": ("text", "gelu"),
+    "bert_mlm": ("text", "gelu"),
+    "vit": ("image", "gelu"),
+    "clip_vision": ("image", "quick_gelu"),
+    "siglip_vision": ("image", "gelu_tanh"),
 }
 
 
@@ -19,7 +22,9 @@ def part(z, prefix):
 
 def outputs(loaded, m, inputs):
     """Our arrays under their names."""
-    batch = make_batch(inputs.get("pixel_values"), inputs.get("input_ids"), inputs.get("attention_mask"))
+    batch = make_batch(
+        inputs.get("pixel_values"), inputs.get("input_ids"), inputs.get("attention_mask")
+    )
     tokens, pooled = loaded.encode(m, batch[m], batch.get("text_mask"))
     out = {"last_hidden_state": tokens, "pooler_output": pooled}
     if "mlm" in loaded.config["model"]["heads"]:
@@ -44,7 +49,9 @@ def check_tower(name, z, report):
                 break
     heads, errors = best
     for k, error in errors.items():
-        report.add(f"{name} {k}", error, dtype, f"{act}, heads {heads} (found among divisors of the width)")
+        report.add(
+            f"{name} {k}", error, dtype, f"{act}, heads {heads} (found among divisors of the width)"
+        )
 
 
 def check_towers(folder, report):

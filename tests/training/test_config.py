@@ -1,23 +1,35 @@
-"""Configs: overrides, errors that name the nearest key, storage, and what may change on resuming."""
+"""Configs: overrides, errors that name the nearest key, storage, what may change on resuming."""
 
 import json
 
 import pytest
 
-from multimodal.config import apply_overrides, check_same, flatten, load_config, read_config, save_config
+from multimodal.config import (
+    apply_overrides,
+    check_same,
+    flatten,
+    load_config,
+    read_config,
+    save_config,
+)
 from multimodal.errors import UserError
 
 EMOJI = "configs/emoji.py"
 
 
 def test_override_takes_the_type_of_what_stands_there():
-    c = load_config(EMOJI, ["steps=7", "optim.clip=2", "mesh.fsdp=2", "eval.names=retrieval", "data.source=arrays"])
+    c = load_config(
+        EMOJI,
+        ["steps=7", "optim.clip=2", "mesh.fsdp=2", "eval.names=retrieval", "data.source=arrays"],
+    )
     assert (c.steps, c.optim.clip, c.mesh.fsdp, c.eval.names) == (7, 2.0, 2, ("retrieval",))
     assert isinstance(c.optim.clip, float)
 
 
 def test_override_reaches_objectives_schedules_and_arguments_of_sources():
-    c = load_config(EMOJI, ["objectives.itm.weight=0.5", "optim.lr.peak=3e-4", "data.kwargs.data_dir=x"])
+    c = load_config(
+        EMOJI, ["objectives.itm.weight=0.5", "optim.lr.peak=3e-4", "data.kwargs.data_dir=x"]
+    )
     assert (c.objectives.itm.weight, c.optim.lr.peak, c.data.kwargs.data_dir) == (0.5, 3e-4, "x")
     assert load_config(EMOJI, ["optim.lr=1e-4"]).optim.lr == 1e-4
 

@@ -19,12 +19,18 @@ PARAMS = {
 def test_corrected_rules_spare_what_is_not_a_matrix():
     c = laws.tiny_config()
     _, decay = factors(PARAMS, make_rules(c, "corrected"))
-    assert decay == {"encoder_image": {"kernel": 1.0, "bias": 0.0, "pos_embed": 0.0}, "temperature": 0.0}
+    assert decay == {
+        "encoder_image": {"kernel": 1.0, "bias": 0.0, "pos_embed": 0.0},
+        "temperature": 0.0,
+    }
 
 
 def test_original_rules_decay_positions_and_temperature():
     _, decay = factors(PARAMS, make_rules(laws.tiny_config(), "albef_original"))
-    assert decay == {"encoder_image": {"kernel": 1.0, "bias": 0.0, "pos_embed": 1.0}, "temperature": 1.0}
+    assert decay == {
+        "encoder_image": {"kernel": 1.0, "bias": 0.0, "pos_embed": 1.0},
+        "temperature": 1.0,
+    }
 
 
 def make_rules(config, mode):
@@ -77,7 +83,9 @@ def test_clipping_bounds_the_global_norm_of_trained_parameters_only():
     np.testing.assert_allclose(norm, 1e-3 / 1e6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("step, value", [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.5), (100, 0.0), (999, 0.0)])
+@pytest.mark.parametrize(
+    "step, value", [(0, 0.1), (9, 1.0), (10, 1.0), (55, 0.5), (100, 0.0), (999, 0.0)]
+)
 def test_cosine(step, value):
     s = Schedule.parse({"schedule": "cosine", "peak": 1.0, "warmup": 10}, 100)
     np.testing.assert_allclose(s(step), value, atol=1e-7)

@@ -22,7 +22,10 @@ def test_rule_takes_the_largest_axis_that_divides():
         "scalar": jnp.zeros(()),
     }
     assert specs(tree, make_mesh(2, 4)) == {
-        "wide": P(None, "fsdp"), "odd": P(), "small": P(), "scalar": P(),
+        "wide": P(None, "fsdp"),
+        "odd": P(),
+        "small": P(),
+        "scalar": P(),
     }
 
 

@@ -1,0 +1,114 @@
+"""train.py and eval.py from outside: what they leave behind, exit codes, one clear line for bad
+input.
+"""
+
+import json
+import shutil
+
+import pytest
+
+from tests import processes
+
+SMOKE = ("--config", "configs/emoji.py:smoke")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A finished smoke run."""
+    path = tmp_path_factory.mktemp("run")
+    code, out, err = processes.run("train.py", *SMOKE, "--workdir", path)
+    assert code == 0, err
+    (path / "stdout").write_text(out)
+    return path
+
+
+def test_workdir_holds_what_the_readme_says(workdir):
+    for name in ("config.json", "metrics.jsonl", "tokenizer.json", "checkpoints/4", "eval/4.json"):
+        assert (workdir / name).exists(), name
+    assert list((workdir / "tb").glob("events.*"))
+    assert {p.suffix for p in (workdir / "pictures").iterdir()} == {".png"}
+    assert [m["step"] for m in processes.metrics(workdir)] == [2, 4, 4]
+    first = processes.metrics(workdir)[0]
+    assert first.keys() >= {"contrastive/loss", "itm/accuracy", "mlm/accuracy"}
+    assert {k[6:] for k in first if k.startswith("train/")} == {
+        "loss", "grad_norm", "lr", "samples_per_s", "data_wait", "scale",
+    }  # fmt: skip
+    table = (workdir / "stdout").read_text()
+    assert "unseen_combination" in table and "Chinese" in table
+
+
+def test_eval_repeats_what_training_measured(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    before = json.loads((copy / "eval" / "4.json").read_text())
+    (copy / "eval" / "4.json").unlink()
+    code, out, err = processes.run(
+        "eval.py", "--workdir", copy, "--step", "best", "--evals", "retrieval"
+    )
+    assert code == 0, err
+    after = json.loads((copy / "eval" / "4.json").read_text())
+    assert after.keys() == before.keys()
+    assert all(abs(after[k] - before[k]) < 1e-6 for k in before)
+    assert "text -> image" in out
+
+
+def test_training_again_changes_nothing(workdir):
+    before = (workdir / "metrics.jsonl").read_bytes()
+    code, _, err = processes.run("train.py", *SMOKE, "--workdir", workdir)
+    assert code == 0 and "resumed from step 4" in err
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+BAD = {
+    "unknown key": (["--config.optim.lrr=1"], "did you mean --config.optim.lr"),
+    "unknown argument": (["--wrkdir", "x"], "--workdir"),
+    "missing config": (["--config", "configs/nothing.py"], "no file"),
+    "unknown source": (["--config.data.source=jsonl_tr"], "did you mean jsonl_tar"),
+    "unknown split": (["--config.data.train_split=trian"], "did you mean train"),
+    "unknown objective": (["--config.objectives.itm.fn=imt"], "did you mean itm"),
+    "unknown keyword": (["--config.objectives.itm.wieght=1"], "takes a, b"),
+    "batch and mesh": (["--config.batch_size=17", "--config.micro_batches=2"], "nearest size"),
+    "batch and data": (["--config.batch_size=100000"], "batch_size"),
+    "mesh": (["--config.mesh.fsdp=3"], "does not make 1 devices"),
+    "vocabulary": (["--config.modalities.text.vocab_size=100"], "tokenizer has"),
+    "optimizer rule": (["--config.optim.rules=(('nope', 1.0, 1.0), ('.*', 1.0, 1.0))"], "nope"),
+    "changed config": (["--config.seed=5"], "seed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, workdir, tmp_path):
+    extra, told = BAD[case]
+    config = [] if extra[0] == "--config" else SMOKE
+    where = workdir if case == "changed config" else tmp_path
+    code, _, err = processes.run("train.py", *config, "--workdir", where, *extra)
+    assert code == 2, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and told in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        (["--workdir", "no/such/run"], "not a workdir"),
+        (["--step", "77"], "no checkpoint 77"),
+        (["--evals", "retreival"], "did you mean retrieval"),
+        (["--data", "jsonl_tr"], "did you mean jsonl_tar"),
+        ([], None),
+    ],
+)
+def test_eval_says_what_is_wrong(args, told, workdir):
+    if not args:
+        args, told = ["--workdir"], "argument"
+    elif args[0] != "--workdir":
+        args = ["--workdir", workdir, *args]
+    code, _, err = processes.run("eval.py", *args)
+    assert code == 2, err
+    assert told in err.strip().splitlines()[-1] and "Traceback" not in err
+
+
+def test_a_tokenizer_of_another_model_is_refused(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    (copy / "tokenizer.json").unlink()
+    code, _, err = processes.run("eval.py", "--workdir", copy)
+    assert code == 2 and "tokenizer.json is missing" in err
