@@ -55,6 +55,7 @@ def get_config(arg=""):
         scan=True,
         lower=True,
     )
+    c.model.fusion.update(width=text_width, heads=text_heads, mlp_dim=4 * text_width, scan=True)
     c.model.embed_dim, c.model.dtype = embed_dim, "bfloat16"
     c.optim.lr.update(peak=5e-4, warmup=2000)
     c.optim.update(weight_decay=0.2, clip=0.0)

@@ -217,8 +217,8 @@ def initialise_from(params, init_cfg, model_cfg):
       init_cfg: config.init: path, format, act, allow_unused, allow_missing, resize_pos_embed.
       model_cfg: the whole config; `modalities` and `model` are read.
 
-    A file of one tower needs the rest of the model in allow_missing: for DeiT in ALBEF's image
-    tower r'(encoder_text|project_.*|fuser|.*_head)/.*|temperature', and r'head\\..*' in allow_unused.
+    A file of one tower needs the rest of the model in allow_missing; for DeiT in ALBEF's tower
+    r'(encoder_text|project_.*|fuser|.*_head)/.*|temperature', and r'head[.].*' in allow_unused.
     """
     cfg = plain(model_cfg)
     flat = flatten_dict(params, sep="/")

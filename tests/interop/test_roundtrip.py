@@ -121,3 +121,13 @@ def test_export_refuses_what_has_no_name():
 def test_export_refuses_an_absent_modality():
     with pytest.raises(UserError, match="the model has no text"):
         export_weights(random_params(CASES["timm"]), CASES["timm"], "bert")
+
+
+@pytest.mark.parametrize("name", ["clip_gelu_hf", "clip_gelu_oc", "siglip_hf"])
+def test_original_files_come_back_bit_for_bit(shared, name):
+    path = shared / "golden" / "clip_f32" / f"{name}_weights.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in ../shared/golden")
+    back = import_weights(path, act="gelu", heads={"image": 1, "text": 1})
+    state = safetensors.numpy.load_file(path)
+    assert_same(export_weights(back.params, back.config, back.format), state)
