@@ -142,6 +142,7 @@ def base():
     c.init = ConfigDict()  # start from other weights
     c.init.path = ""  # .safetensors, .pth (tensors only), or a folder that holds one
     c.init.format = "auto"  # 'auto' or a name in interop/
+    c.init.act = ""  # the weights' activation, where no config.json beside them tells
     c.init.allow_unused = ()  # regexes of their keys that may stay unused
     c.init.allow_missing = ()  # regexes of our parameters that may keep their random start
     c.init.resize_pos_embed = False
@@ -189,7 +190,7 @@ def albef(c):
     ramp = dict(schedule="ramp", end=0.4, steps=max(1, c.steps // 2))
     c.model.heads = ("match", "mlm")
     c.model.fusion.kind = "cross_attention"
-    c.objectives.contrastive = dict(weight=1.0, momentum=True, alpha=ramp)
+    c.objectives.contrastive = dict(weight=1.0, momentum=True, alpha=ramp, columns="teacher")
     c.objectives.itm = dict(weight=1.0)
     c.objectives.mlm = dict(weight=1.0, momentum=True, alpha=ramp, max_predictions=5)
     c.ema.decay = 0.99  # ALBEF: 0.995, over 100 times as many steps

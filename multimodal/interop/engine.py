@@ -49,6 +49,11 @@ def matches(name, patterns) -> bool:
     return any(re.fullmatch(p, name) for p in patterns)
 
 
+def bare(path) -> str:
+    """A path without its part: 'params/temperature' -> 'temperature'."""
+    return path.partition("/")[2]
+
+
 def listed(names) -> str:
     """Names for an error message."""
     names = sorted(names)
@@ -100,7 +105,7 @@ def check_missing(missing, flat, table, shapes, where, allowed):
             lacking += [(e.theirs, e.ours) for e in entries]
     names = []
     for theirs, ours in lacking:
-        paths = [p.partition("/")[2] for p in ours]
+        paths = [bare(p) for p in ours]
         if not matches(theirs, allowed) and not all(matches(p, allowed) for p in paths):
             names.append(f"{theirs} ({', '.join(paths)})".strip())
     if names:
@@ -156,7 +161,7 @@ def dump(flat, table, where) -> dict:
         lacking = [p for p in entry.ours if p not in flat]
         if lacking:
             raise UserError(
-                f"{where}: the model has no {listed(lacking)}, "
+                f"{where}: the model has no {listed(map(bare, lacking))}, "
                 f"which the format calls {entry.theirs}"
             )
         arrays = [np.asarray(flat[p]) for p in entry.ours]
@@ -164,6 +169,6 @@ def dump(flat, table, where) -> dict:
         used.update(entry.ours)
     extra = [p for p in flat if p.startswith("params/") and p not in used]
     if extra:
-        raise UserError(f"{where}: the format has no name for {listed(extra)}")
+        raise UserError(f"{where}: the format has no name for {listed(map(bare, extra))}")
     state |= {copy: state[original] for copy, original in table.tied if original in state}
     return state

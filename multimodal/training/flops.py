@@ -24,10 +24,10 @@ def peak_flops():
     return PEAKS[max(matches, key=len)] * jax.device_count() if matches else None
 
 
-def per_step(step_fn, *args):
-    """FLOPs of one step of a jitted function over all devices, counted by XLA before it optimises.
+def of(lowered):
+    """FLOPs of a lowered program over all devices, counted by XLA before it optimises.
 
     Bodies of scans are counted once, so a model with scanned layers is underestimated.
     """
-    cost = step_fn.lower(*args).cost_analysis() or {}
+    cost = lowered.cost_analysis() or {}
     return cost.get("flops", 0.0)

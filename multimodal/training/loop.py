@@ -80,8 +80,9 @@ class Run:
                     batch = to_global(next(batches), self.mesh)
                     waited = time.perf_counter() - began
                     if clock is None:
-                        compiled = step_fn.lower(state, batch).compile()
-                        clock = Clock(c.batch_size, flops.per_step(step_fn, state, batch))
+                        lowered = step_fn.lower(state, batch)
+                        compiled = lowered.compile()
+                        clock = Clock(c.batch_size, flops.of(lowered))
                     state, metrics = compiled(state, batch)
                     clock.tick(waited)
                     logger.tick(step)

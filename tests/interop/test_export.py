@@ -45,7 +45,7 @@ def test_round_trip(run, tmp_path, capsys):
     ("extra", "says"),
     [
         (["--format", "clip_hg"], "did you mean clip_hf?"),
-        (["--format", "bert"], "the format has no name for"),
+        (["--format", "bert"], "the model has no encoder_text/type_embed"),
         (["--ema"], "the run has no teacher"),
         (["--step", "7"], "no checkpoint"),
     ],
