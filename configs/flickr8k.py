@@ -10,18 +10,15 @@ from configs import common
 
 def get_config(arg=""):
     c = common.base()
-    c.steps, c.batch_size = 1000, 128
-    sizes = dict(width=192, heads=3, mlp_dim=768)
+    c.steps, c.batch_size = 850, 256
+    sizes = dict(width=128, heads=4, mlp_dim=512)
     c.modalities.image = common.image_tower(
-        size=128, depth=4, augment="random_resized_crop", scale=(0.4, 1.0), flip=True, **sizes
+        size=96, depth=4, augment="random_resized_crop", scale=(0.4, 1.0), flip=True, **sizes
     )
-    c.modalities.text = common.text_tower(
-        vocab_size=4096, max_length=24, depth=2, lower=True, **sizes
-    )
+    c.modalities.text = common.text_tower(max_length=20, depth=2, lower=True, **sizes)
     c.model.fusion.update(depth=1, **sizes)
     c.data.source = "jsonl_tar"
     c.data.kwargs = dict(folder="../shared/data/flickr8k_128")
     c.data.eval_splits = ("dev",)
     c.eval.best = "dev/mean_recall"
-    c.eval.rerank = 16
-    return common.recipe(c, arg)
+    return common.short_run(common.recipe(c, arg))

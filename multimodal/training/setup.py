@@ -103,7 +103,7 @@ def build_state(config, mesh):
     if config.init.path:
         from multimodal.interop import initialise_from
 
-        params = initialise_from(init(), config.init, config)
+        params = initialise_from(jax.jit(init)(), config.init, config)
         make = functools.partial(new_state, config, tx=tx)
         shardings = state_shardings(jax.eval_shape(make, params), mesh, config.mesh.rules)
         return model, tx, jax.jit(make, out_shardings=shardings)(params)
