@@ -56,7 +56,9 @@ def get_config(arg=""):
     c.eval.rerank = 128
     c.eval.best = "val/mean_recall"
     common.recipe(c, arg)
-    return c if "smoke" in arg or "mlm" not in c.objectives else _published(c, steps_per_epoch=7_800)
+    return (
+        c if "smoke" in arg or "mlm" not in c.objectives else _published(c, steps_per_epoch=7_800)
+    )
 
 
 def _published(c, steps_per_epoch):

@@ -42,9 +42,13 @@ def test_published_sizes():
     assert round(total / 1e6, 2) == 209.94
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if n != "emoji.py"])  # test_commands.py has emoji
+@pytest.mark.parametrize(
+    "name", [n for n in FILES if n != "emoji.py"]
+)  # test_commands.py has emoji
 def test_smoke(name, tmp_path):
-    code, _, err = processes.run("train.py", "--config", f"configs/{name}:smoke", "--workdir", tmp_path)
+    code, _, err = processes.run(
+        "train.py", "--config", f"configs/{name}:smoke", "--workdir", tmp_path
+    )
     assert code == 0, err
     assert processes.metrics(tmp_path)[-1]["step"] == 4
 

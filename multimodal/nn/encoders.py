@@ -18,6 +18,7 @@ from multimodal.nn.layers import (
     fold_keys,
     layer_norm,
 )
+from multimodal.registry import lookup
 
 ENCODERS: dict[str, type[nn.Module]] = {}
 
@@ -34,7 +35,7 @@ def register_encoder(name):
 
 def build_encoder(cfg: dict, dtype: str) -> nn.Module:
     """The encoder that a modality's config asks for; keys that are not its fields serve others."""
-    cls = ENCODERS[cfg["encoder"]]
+    cls = lookup(ENCODERS, cfg["encoder"], "config.modalities.<m>.encoder")
     fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
     return cls(**{k: v for k, v in cfg.items() if k in fields}, dtype=dtype)
 

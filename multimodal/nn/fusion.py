@@ -5,6 +5,7 @@ import dataclasses
 from flax import linen as nn
 
 from multimodal.nn.layers import BlockConfig, Stack, Tokens, fold_keys, layer_norm
+from multimodal.registry import lookup
 
 FUSIONS: dict[str, type[nn.Module]] = {}
 
@@ -21,7 +22,7 @@ def register_fusion(name):
 
 def build_fusion(cfg: dict, dtype: str) -> nn.Module:
     """The fusion that the config's `fusion` asks for."""
-    cls = FUSIONS[cfg["kind"]]
+    cls = lookup(FUSIONS, cfg["kind"], "config.model.fusion.kind")
     fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
     return cls(**{k: v for k, v in cfg.items() if k in fields}, dtype=dtype)
 

@@ -11,7 +11,7 @@ from multimodal.objectives.sampling import draw_negatives, index_of, masked_mean
 stop = jax.lax.stop_gradient
 
 
-@register("itm")
+@register("itm", needs=("match",))
 def itm(net, out, batch, rng, a="image", b="text", positives="", negatives=None, mode="corrected"):
     """Cross-entropy of the matching head on B positives and 2B hard negatives drawn within the
     batch.

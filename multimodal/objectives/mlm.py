@@ -40,7 +40,7 @@ def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, most=0,
     return jnp.where(hit, masked, ids).astype(ids.dtype), jnp.where(hit, ids, IGNORE)
 
 
-@register("mlm")
+@register("mlm", needs=("mlm",))
 def mlm(
     net,
     out,

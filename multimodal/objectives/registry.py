@@ -11,10 +11,11 @@ from multimodal.schedules import Schedule, value_at
 OBJECTIVES: dict[str, Callable] = {}
 
 
-def register(name):
-    """Decorator: make an objective known to configs as `fn = name`."""
+def register(name, needs=()):
+    """Decorator: make an objective known to configs as `fn = name`; `needs` are heads it uses."""
 
     def add(fn):
+        fn.needs = needs
         OBJECTIVES[name] = fn
         return fn
 

@@ -17,6 +17,7 @@ from multimodal.training.logging import MetricLogger
 from multimodal.training.optim import learning_rate
 from multimodal.training.sharding import check_batch, make_mesh, to_global
 from multimodal.training.step import make_step
+from multimodal.training.validate import validate
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ def train(config, workdir):
     Raises UserError for a config, data or workdir that cannot be trained with.
     """
     workdir = pathlib.Path(workdir)
+    validate(config)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir: {workdir} is a file, wanted a folder")
     if (workdir / "config.json").exists():
         check_same(config, read_config(workdir))
     workdir.mkdir(parents=True, exist_ok=True)

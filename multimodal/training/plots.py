@@ -60,6 +60,9 @@ def _series(rows):
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float):
                 series[key][row["step"]] = value
+    # One point is no curve: a run's only evaluation is in its table.
+    longest = max(map(len, series.values()), default=0)
+    series = {key: values for key, values in series.items() if len(values) > 1 or longest == 1}
     points = {key: sorted(values.items()) for key, values in series.items()}
     return {key: tuple(np.array(pairs, float).T) for key, pairs in points.items()}
 

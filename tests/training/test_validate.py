@@ -1,0 +1,45 @@
+"""Configs that cannot work are told apart before anything is built."""
+
+import pytest
+
+from multimodal.config import load_config
+from multimodal.errors import UserError
+from multimodal.training.validate import validate
+
+CASES = {
+    "steps=0": "steps is 0",
+    "batch_size=-1": "batch_size is -1",
+    "mode=original": "did you mean albef_original",
+    "modalities.image.encoder=vti": "did you mean vit",
+    "modalities.image.heads=5": "does not divide over 5 heads",
+    "modalities.image.patch=15": "no multiple of patch 15",
+    "modalities.image.act=gellu": "did you mean gelu",
+    "modalities.text.pool=eos": "pool",
+    "modalities.text.norm=middle": "norm",
+    "modalities.text.dropout=1.5": "share in",
+    "modalities.text.proj=False": "embed_dim",
+    "model.fusion.kind=none": "needs a fusion",
+    "model.fusion.kind=cross_atention": "did you mean cross_attention",
+    "model.fusion.heads=7": "model.fusion",
+    "model.heads=()": "needs the head 'match'",
+    "model.dtype=float8": "dtype",
+    "model.temperature.init=5.0": "min <= init <= max",
+    "model.temperature.kind=log": "log_scale",
+    "objectives.itm.a=imgae": "did you mean image",
+    "objectives.mlm.context=audio": "no modality 'audio'",
+    "ema.decay=0.0": "needs a teacher",
+    "ema.decay=1.0": "below 1",
+    "queue.modalities=('image', 'sound')": "sound",
+}
+
+
+@pytest.mark.parametrize("override", CASES)
+def test_bad_config(override):
+    config = load_config("configs/emoji.py:albef_original", [override])
+    with pytest.raises(UserError, match="config") as e:
+        validate(config)
+    assert CASES[override] in str(e.value)
+
+
+def test_good_config():
+    validate(load_config("configs/emoji.py"))
