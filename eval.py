@@ -10,7 +10,7 @@ def main(args):
     from multimodal.evals.run import evaluate_workdir
 
     evaluate_workdir(args.workdir, args.step, args.evals, args.overrides)
-    report(args.workdir, args.step)
+    report(args.workdir, args.step, args.overrides)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Needs only Python 3.11+ with pip. Makes a virtual environment in .venv beside th
 folder named by MULTIMODAL_VENV) with the versions of constraints.txt, anew whenever pyproject.toml,
 constraints.txt or the Python changes. Then
 
-    train   runs train.py with ARGS, then eval.py on what it made
+    train   runs train.py with ARGS, which evaluates what it has trained
             (default: --config configs/emoji.py --workdir runs/CONFIG)
     test    runs pytest with ARGS
 
@@ -66,7 +66,7 @@ def commands(action, args):
     if workdir is None:
         workdir = f"runs/{run_name(config)}"
         defaults += ["--workdir", workdir]
-    return [["train.py", *defaults, *args], ["eval.py", "--workdir", workdir]]
+    return [["train.py", *defaults, *args]]
 
 
 def option(args, name):

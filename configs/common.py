@@ -187,7 +187,7 @@ def base():
 
 def albef(c):
     """Contrast with a momentum teacher and queue, match, model masked words (Li et al. 2021)."""
-    ramp = dict(schedule="ramp", end=0.4, steps=max(1, c.steps // 2))
+    ramp = dict(schedule="ramp", end=0.4, steps=0.5)
     c.model.heads = ("match", "mlm")
     c.model.fusion.kind = "cross_attention"
     c.objectives.contrastive = dict(weight=1.0, momentum=True, alpha=ramp, columns="teacher")

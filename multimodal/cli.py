@@ -76,6 +76,9 @@ def run_command(main, doc, required):
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as e:
+        print(f"error: {e.strerror}: {e.filename}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -12,7 +12,16 @@ from ml_collections import ConfigDict
 from multimodal.errors import UserError
 
 # Keys that change how a run goes, not what it computes: they may differ when it is resumed.
-FREE_KEYS = ("log_every", "save_every", "keep", "data.threads", "mesh.", "eval_every", "eval.")
+FREE_KEYS = (
+    "log_every",
+    "save_every",
+    "keep",
+    "data.threads",
+    "mesh.",
+    "eval_every",
+    "eval.",
+    "data.eval_splits",
+)
 
 
 def load_config(spec: str, overrides=()) -> ConfigDict:
@@ -24,13 +33,27 @@ def load_config(spec: str, overrides=()) -> ConfigDict:
     path, _, arg = spec.partition(":")
     if not os.path.isfile(path):
         raise UserError(f"--config: no file {path!r}{_near_file(path)}")
-    module_spec = importlib.util.spec_from_file_location("config_file", path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {path} has no function get_config(arg)")
-    config = module.get_config(arg) if arg else module.get_config()
+    config = _run_file(path, arg)
     return apply_overrides(config, overrides).lock()
+
+
+def _run_file(path, arg):
+    """get_config(arg) of a Python file. Raises UserError for what goes wrong in it."""
+    module_spec = importlib.util.spec_from_file_location("config_file", path)
+    if module_spec is None:
+        raise UserError(f"--config: {path} is no Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        return module.get_config(arg) if arg else module.get_config()
+    except UserError:
+        raise
+    except Exception as e:  # whatever a user's file raises, it is that file's to mend
+        at = e.__traceback__
+        while at.tb_next:
+            at = at.tb_next
+        line = getattr(e, "lineno", None) or at.tb_lineno
+        raise UserError(f"--config: {path}, line {line}: {type(e).__name__}: {e}") from e
 
 
 def apply_overrides(config, overrides):
@@ -67,6 +90,8 @@ def _override(config, key, text):
         _unknown(key, flat)
     value = _parse(text)
     with node.unlocked(), node.ignore_type():
+        if isinstance(node.get(last), str) and not isinstance(value, str):
+            value = text  # a string that reads like something else: none, 1e3, (a)
         node[last] = _coerce(key, value, node[last]) if last in node else value
 
 
@@ -79,23 +104,24 @@ def _unknown(key, flat):
 def _parse(text):
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def _coerce(key, value, old):
     """value in the type of what stands there. Raises UserError for another kind of thing."""
-    if old is None or value is None:
+    is_schedule = isinstance(value, dict) and "schedule" in value
+    if old is None or (is_schedule and isinstance(old, (int, float)) and not isinstance(old, bool)):
         return value
-    if isinstance(old, ConfigDict) and isinstance(value, dict):
-        return ConfigDict(value)
-    if isinstance(old, ConfigDict) and isinstance(value, (int, float)) and "schedule" in old:
-        return value
+    if isinstance(old, ConfigDict):
+        return _coerce_dict(key, value, old)
     if isinstance(old, str):
-        return str(value)
+        return "" if value is None else str(value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(old, tuple):
+        if isinstance(value, str):
+            value = [v for v in value.split(",") if v]
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if type(old) is not type(value):
         raise UserError(
@@ -103,6 +129,19 @@ def _coerce(key, value, old):
             f"{type(old).__name__} like {old!r}"
         )
     return value
+
+
+def _coerce_dict(key, value, old):
+    """A dict for a part of the config; a schedule may also become a number."""
+    if "schedule" in old and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"--config.{key}: {value!r} is no dict; change one key: --config.{key}.KEY")
+    is_open = "schedule" in old or "kwargs" in key or key.startswith("objectives")
+    unknown = [k for k in value if k not in old] if not is_open else []
+    if unknown:
+        _unknown(f"{key}.{unknown[0]}", [f"{key}.{k}" for k in old])
+    return ConfigDict(value if is_open else {**old.to_dict(), **value})
 
 
 def flatten(config, prefix="") -> dict:

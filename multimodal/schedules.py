@@ -68,10 +68,12 @@ def constant(step, total, value, warmup=0):
 
 @kind("ramp")
 def ramp(step, total, end, steps, start=0.0):
-    """Linear from start at step 0 to end at step `steps`, then end (ALBEF's alpha: end 0.4 over one
-    epoch).
+    """Linear from start at step 0 to end at step `steps` (up to 1: a share of the run), then end.
+
+    ALBEF's alpha goes to 0.4 over one epoch.
     """
-    return start + (end - start) * jnp.minimum(1.0, step / steps)
+    steps = steps if steps > 1 else steps * total
+    return start + (end - start) * jnp.minimum(1.0, step / jnp.maximum(steps, 1e-9))
 
 
 @kind("cosine")
@@ -90,7 +92,9 @@ def rsqrt(step, total, peak, warmup=10_000, cooldown=0):
     """peak * sqrt(warmup / step) after a linear warm-up, and linearly to 0 over the last `cooldown`
     steps (SigLIP).
     """
-    value = peak * _warmup(step, warmup) * jnp.sqrt(warmup / jnp.maximum(step, warmup))
+    value = (
+        peak * _warmup(step, warmup) * jnp.sqrt(max(1, warmup) / jnp.maximum(step, max(1, warmup)))
+    )
     return value * jnp.clip((total - step) / cooldown, 0, 1) if cooldown else value
 
 

@@ -31,7 +31,7 @@ def test_workdir_holds_what_the_readme_says(workdir):
     first = processes.metrics(workdir)[0]
     assert first.keys() >= {"contrastive/loss", "itm/accuracy", "mlm/accuracy"}
     assert {k[6:] for k in first if k.startswith("train/")} == {
-        "loss", "grad_norm", "lr", "samples_per_s", "data_wait", "scale",
+        "loss", "grad_norm", "lr", "samples_per_s", "data_wait", "temperature",
     }  # fmt: skip
     table = (workdir / "stdout").read_text()
     assert "unseen_combination" in table and "Chinese" in table

@@ -23,7 +23,7 @@ class Colours:
     """Plain squares named after their colours."""
 
     name = "colours"
-    names = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+    names = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 
     def __init__(self, split, copies=8):
         self.copies = copies
@@ -35,7 +35,8 @@ class Colours:
         name = sorted(self.names)[i % len(self.names)]
         file = io.BytesIO()
         Image.new("RGB", (8, 8), self.names[name]).save(file, "PNG")
-        return {"id": i % len(self.names), "image": file.getvalue(), "text": [name, f"a {name} square"]}
+        texts = [name, f"a {name} square"]
+        return {"id": i % len(self.names), "image": file.getvalue(), "text": texts}
 '''
 
 

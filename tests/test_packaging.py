@@ -11,7 +11,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
-FREE = {"torch"}  # which torch is right depends on the machine
+# Which torch is right depends on the machine; TensorFlow brings its own narrow pins.
+FREE = {"torch", "tensorflow"}
 
 # Spelt in pieces, so that this file does not hold what it looks for.
 HOSTS = re.compile(

@@ -123,6 +123,11 @@ class Pipeline:
 
     def _assemble(self, example, index, value_of):
         """One row of a batch; `value_of(modality, transform)` gives a modality's array."""
+        if not 0 <= example["id"] < 2**31:
+            raise UserError(
+                f"{self.source.name}: record {index} has id {example['id']}; "
+                "ids must be 0 to 2^31 - 1"
+            )
         row = {"id": np.int32(example["id"]), "index": np.int32(index)}
         if "label" in example:
             row["label"] = np.int32(example["label"])

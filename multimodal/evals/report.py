@@ -3,11 +3,12 @@
 import json
 import pathlib
 
+from multimodal.evals.run import overridden
 from multimodal.evals.table import table
 from multimodal.nn.model import Net
 
 
-def report(workdir, step="latest"):
+def report(workdir, step="latest", overrides=()):
     """Print the tables of eval/STEP.json and draw pictures/: retrieval sheets and loss curves.
 
     Returns: paths of the pictures. Raises UserError where there is no checkpoint.
@@ -24,7 +25,7 @@ def report(workdir, step="latest"):
     scores = workdir / "eval" / f"{loaded.step}.json"
     if scores.is_file():
         print(f"\n{table(json.loads(scores.read_text(encoding='utf-8')))}\n")
-    paths = retrieval_sheets(loaded, workdir / "pictures")
+    paths = retrieval_sheets(loaded, workdir / "pictures", overridden(loaded.config, overrides))
     if (workdir / "metrics.jsonl").is_file():
         paths.append(loss_curves(workdir))
     for path in paths:
@@ -32,12 +33,12 @@ def report(workdir, step="latest"):
     return paths
 
 
-def retrieval_sheets(loaded, folder) -> list:
+def retrieval_sheets(loaded, folder, config) -> list:
     """A sheet for each split with texts and images; [] where config.eval.pictures is 0."""
     from multimodal.evals.data import load_eval_data
     from multimodal.evals.pictures import draw_retrieval
 
-    c = loaded.config
+    c = config
     if not c.eval.pictures or not {"text", "image"} <= set(c.modalities):
         return []
     teacher = c.eval.use_ema and loaded.ema is not None

@@ -50,9 +50,14 @@ def evaluate_workdir(workdir, step="latest", evals="", overrides=()) -> dict[str
     loaded = load(workdir, step)
     config = overridden(loaded.config, overrides)
     data = load_eval_data(config, loaded.tokenizer)
-    if config.data.source != loaded.config.data.source:
-        for split in data:
-            split.name = f"{config.data.source.rpartition(':')[2]}:{split.name}"
+    # Other data or other parameters must not pass for the run's own numbers.
+    mine, theirs = (c.data.to_dict() for c in (loaded.config, config))
+    other = config.data.source.rpartition(":")[2]
+    for split in data:
+        if any(mine[k] != theirs[k] for k in ("source", "kwargs")):
+            split.name = f"{other}:{split.name}"
+        if config.eval.use_ema != loaded.config.eval.use_ema:
+            split.name = f"{'ema' if config.eval.use_ema else 'student'}:{split.name}"
     mesh = make_mesh() if jax.device_count() > 1 else None
     names = [n.strip() for n in evals.split(",") if n.strip()] if isinstance(evals, str) else evals
     params = loaded.ema if config.eval.use_ema else loaded.params

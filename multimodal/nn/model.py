@@ -231,7 +231,10 @@ class Net:
 
     def encode(self, batch, rng=None):
         """Model.encode in micro-batches; dropout only where this net has a PRNG key."""
-        rng = None if self.rng is None else (self.rng if rng is None else rng)
+        if self.rng is None:
+            rng = None
+        else:  # a net's own key in it, so that student and teacher draw apart
+            rng = self.rng if rng is None else jax.random.fold_in(rng, jax.random.bits(self.rng))
         if "index" not in batch:
             batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
         return self.per_example(lambda net, b: net.__getattr__("encode")(b, rng=rng), batch)

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from multimodal.errors import UserError
 from multimodal.objectives.queue import EMPTY
 from multimodal.objectives.registry import register
-from multimodal.objectives.sampling import masked_mean
+from multimodal.objectives.sampling import masked_mean, similarity
+from multimodal.registry import nearest
 
 stop = jax.lax.stop_gradient
 
@@ -29,6 +31,15 @@ def positive_targets(row_ids, column_ids, valid, diagonal_only=False, dtype=jnp.
     same = own if diagonal_only else (row_ids[:, None] == column_ids[None]) | own
     same = (same & valid[None]).astype(dtype)
     return same / jnp.maximum(same.sum(1, keepdims=True), 1)
+
+
+def choice(key, value, known):
+    """value, if it is a known one; UserError otherwise."""
+    if value not in known:
+        raise UserError(
+            f"objective: {key}={value!r}{nearest(value, known)}; known: {', '.join(known)}"
+        )
+    return value
 
 
 def default_positives(mode):
@@ -67,7 +78,8 @@ def contrastive(
     Returns: loss, {'r1': accuracy of a -> b within the batch}.
     """
     ids, present = batch["id"], out[a].present & out[b].present
-    positives = positives or default_positives(mode)
+    positives = choice("positives", positives or default_positives(mode), ("id", "diagonal"))
+    choice("columns", columns, ("teacher", "student"))
     student = {m: out[m].embed for m in (a, b)}
     seen, column_ids, valid = student, ids, present
     if momentum:
@@ -84,14 +96,14 @@ def contrastive(
     dtype = out[a].embed.dtype
     targets = positive_targets(ids, column_ids, valid, positives == "diagonal", dtype)
     for x, y in ((a, b), (b, a)):
-        logits = scale * student[x] @ seen[y].T
+        logits = scale * similarity(student[x], seen[y])
         soft = targets
         if momentum:
-            guess = stop(scale) * taught[x] @ taught_seen[y].T
+            guess = stop(scale) * similarity(taught[x], taught_seen[y])
             guess = jax.nn.softmax(jnp.where(valid, guess, jnp.finfo(guess.dtype).min / 2), axis=1)
             soft = stop(alpha * guess + (1 - alpha) * targets)
         losses.append(masked_mean(soft_cross_entropy(logits, soft, valid[None]), present))
-    hit = jnp.where(present[None], out[a].embed @ out[b].embed.T, -jnp.inf).argmax(1)
+    hit = jnp.where(present[None], similarity(student[a], student[b]), -jnp.inf).argmax(1)
     return sum(losses) / 2, {"r1": masked_mean((ids[hit] == ids).astype(jnp.float32), present)}
 
 
@@ -103,7 +115,7 @@ def sigmoid(net, out, batch, rng, a="image", b="text"):
     Summed over columns, averaged over rows; pairs that lack a modality are left out.
     """
     ids, present = batch["id"], out[a].present & out[b].present
-    logits = net.scale() * out[a].embed @ out[b].embed.T + net.logit_bias()
+    logits = net.scale() * similarity(out[a].embed, out[b].embed) + net.logit_bias()
     same = (ids[:, None] == ids[None]) | jnp.eye(len(ids), dtype=bool)
     both = present[:, None] & present[None]
     loss = -jnp.where(both, jax.nn.log_sigmoid(jnp.where(same, logits, -logits)), 0).sum(1)

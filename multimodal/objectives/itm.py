@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from multimodal.objectives.contrastive import default_positives
+from multimodal.objectives.contrastive import choice, default_positives
 from multimodal.objectives.registry import register
-from multimodal.objectives.sampling import draw_negatives, index_of, masked_mean
+from multimodal.objectives.sampling import (
+    draw_negatives,
+    index_of,
+    masked_mean,
+    similarity,
+)
 
 stop = jax.lax.stop_gradient
 
@@ -28,17 +33,20 @@ def itm(net, out, batch, rng, a="image", b="text", positives="", negatives=None,
     Returns: loss, {'accuracy': over positives and negatives}.
     """
     ids, present = batch["id"], out[a].present & out[b].present
-    positives = positives or default_positives(mode)
+    positives = choice("positives", positives or default_positives(mode), ("id", "diagonal"))
     size = len(ids)
     same = jnp.eye(size, dtype=bool)
     same = same if positives == "diagonal" else same | (ids[:, None] == ids[None])
     allowed = ~same & present[:, None] & present[None]
-    sims = stop(net.scale() * out[b].embed @ out[a].embed.T)
+    # The original compares with the teacher's embeddings, as its contrastive loss does.
+    seen = out["teacher"] if mode == "albef_original" and "teacher" in out else out
+    sims_a = stop(net.scale() * similarity(out[b].embed, seen[a].embed))
+    sims_b = stop(net.scale() * similarity(out[a].embed, seen[b].embed))
     if negatives is None:
         index = index_of(batch, size)
         rng_a, rng_b = jax.random.split(rng)
-        neg_a, found = draw_negatives(rng_a, sims, allowed, index)
-        neg_b, _ = draw_negatives(rng_b, sims.T, allowed, index)
+        neg_a, found = draw_negatives(rng_a, sims_a, allowed, index)
+        neg_b, _ = draw_negatives(rng_b, sims_b, allowed, index)
     else:
         (neg_a, neg_b), found = negatives, allowed.any(1)
 

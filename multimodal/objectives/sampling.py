@@ -6,6 +6,11 @@ import jax.numpy as jnp
 from multimodal.nn.model import example_keys
 
 
+def similarity(x, y):
+    """x y^T [B, C] in full float32: TPUs and recent GPUs would multiply in fewer bits."""
+    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+
+
 def masked_mean(x, w):
     """Mean of x where w is set; 0 where nothing is."""
     w = jnp.broadcast_to(w, x.shape).astype(x.dtype)

@@ -24,13 +24,7 @@ class Checkpoints:
 
     def __init__(self, workdir, latest: int = 3, best: str = ""):
         self._path = pathlib.Path(workdir, "checkpoints").absolute()
-        policies = [keep.LatestN(latest)]
-        if best:
-            policies.append(
-                keep.BestN(
-                    get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False
-                )
-            )
+        policies = [keep.LatestN(latest)] + ([KeepBest(workdir, best)] if best else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
@@ -41,7 +35,7 @@ class Checkpoints:
         """Steps that there are checkpoints of, ascending."""
         return sorted(self._manager.all_steps()) if self._path.exists() else []
 
-    def save(self, state, metrics: dict | None = None):
+    def save(self, state):
         """Save a state under its step, in the background; does nothing if that step is there."""
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -51,7 +45,7 @@ class Checkpoints:
             # overwrites.
             state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state))
-        self._manager.save(step, args=args, metrics=metrics, force=True)
+        self._manager.save(step, args=args, force=True)
 
     def restore(self, step: int, like):
         """The state of that step, laid out as `like` (arrays, or their shapes with shardings)."""
@@ -70,6 +64,19 @@ class Checkpoints:
         self._manager.close()
 
 
+class KeepBest:
+    """Preservation policy: the step whose eval/STEP.json has the largest value of a metric."""
+
+    def __init__(self, workdir, metric):
+        self._workdir, self._metric = workdir, metric
+
+    def should_preserve(self, checkpoints, *, context):
+        """Which of the checkpoints to keep, as Orbax asks."""
+        scores = [_score(self._workdir, c.step, self._metric) for c in checkpoints]
+        best = max(scores, default=-math.inf)
+        return [s == best and s > -math.inf for s in scores]
+
+
 def choose_step(workdir, step="latest") -> int:
     """The step that 'latest', 'best' (by the config's eval.best) or a number means.
 
@@ -82,18 +89,18 @@ def choose_step(workdir, step="latest") -> int:
     if step == "latest":
         return steps[-1]
     if step == "best":
-        return max(steps, key=lambda s: (_score(workdir, s), s))
+        metric = read_config(workdir).eval.best
+        return max(steps, key=lambda s: (_score(workdir, s, metric), s))
     if not str(step).isdigit() or int(step) not in steps:
         raise UserError(f"{path}: no checkpoint {step}; there are {', '.join(map(str, steps))}")
     return int(step)
 
 
-def _score(workdir, step):
-    """The metric config.eval.best of an evaluated step; -inf where there is none."""
-    best = read_config(workdir).eval.best
+def _score(workdir, step, metric):
+    """A metric of an evaluated step; -inf where there is none."""
     path = pathlib.Path(workdir, "eval", f"{step}.json")
     scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return scores.get(best, -math.inf)
+    return scores.get(metric, -math.inf)
 
 
 def restore_params(workdir, step="latest"):
@@ -109,7 +116,7 @@ def restore_params(workdir, step="latest"):
         try:
             tree = reader.metadata(path).item_metadata.tree
             wanted = {k: tree[k] for k in ("params", "ema") if tree.get(k) is not None}
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             like = jax.tree.map(
                 lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), wanted
             )

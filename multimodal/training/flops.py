@@ -24,10 +24,13 @@ def peak_flops():
     return PEAKS[max(matches, key=len)] * jax.device_count() if matches else None
 
 
-def of(lowered):
-    """FLOPs of a lowered program over all devices, counted by XLA before it optimises.
+def of(lowered, config):
+    """FLOPs of a lowered step over all devices, counted by XLA before it optimises.
 
-    Bodies of scans are counted once, so a model with scanned layers is underestimated.
+    XLA counts the body of a loop once, so scanned layers and micro-batches have no count: 0.
     """
+    stacks = [*config.modalities.values(), config.model.fusion]
+    if config.micro_batches > 1 or any(s.get("scan", False) for s in stacks):
+        return 0.0
     cost = lowered.cost_analysis() or {}
     return cost.get("flops", 0.0)

@@ -42,16 +42,20 @@ def train(config, workdir):
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
     source = setup.get_source(config, config.data.train_split)
-    tokenizer = setup.get_tokenizer(config, workdir, source)
+    resumed = (workdir / "config.json").exists()
+    tokenizer = setup.get_tokenizer(config, workdir if resumed else None, source)
+    preflight(config, tokenizer)
     pipeline = setup.get_pipeline(config, source, tokenizer)
     goals = setup.get_objectives(config, tokenizer)
     with jax.set_mesh(mesh):
-        model, tx, state = setup.build_state(config, mesh)
-        if jax.process_index() == 0:
-            save_config(config, workdir)
         checkpoints = Checkpoints(workdir, config.keep, config.eval.best)
         try:
             done = checkpoints.steps()
+            model, tx, state = setup.build_state(config, mesh, import_weights=not done)
+            if jax.process_index() == 0 and not resumed:
+                if tokenizer is not None:
+                    tokenizer.save(workdir / "tokenizer.json")
+                save_config(config, workdir)  # last: it says that the folder is complete
             if done:
                 state = checkpoints.restore(done[-1], state)
                 log.info("resumed from step %d", done[-1])
@@ -86,13 +90,15 @@ class Run:
                     if clock is None:
                         lowered = step_fn.lower(state, batch)
                         compiled = lowered.compile()
-                        clock = Clock(c.batch_size, flops.of(lowered))
+                        clock = Clock(c.batch_size, flops.of(lowered, c))
                     state, metrics = compiled(state, batch)
                     clock.tick(waited)
                     logger.tick(step)
                     if step % c.log_every == 0 or step == c.steps:
                         logger.write(step, self._row(step, metrics, clock))
                     self._after(step, state, metrics, clock, logger)
+                if not pathlib.Path(self.workdir, "eval", f"{c.steps}.json").exists():
+                    self.evaluate(c.steps, state, logger)  # killed between saving and evaluating
         finally:
             batches.close()
         return {k: float(v) for k, v in metrics.items()}
@@ -105,18 +111,18 @@ class Run:
         return row
 
     def _after(self, step, state, metrics, clock, logger):
-        """Evaluate and save where the config says so; neither counts as training time."""
-        c, last = self.config, step == self.config.steps
-        scores = None
-        if last or (c.eval_every and step % c.eval_every == 0):
-            scores = self._evaluate(step, state, logger)
-            clock.restart()
-        if last or step % c.save_every == 0:
+        """Save and evaluate where the config says so; neither counts as training time."""
+        c = self.config
+        evaluate = step == c.steps or (c.eval_every and step % c.eval_every == 0)
+        if evaluate or step % c.save_every == 0:
             check_finite(step, {k: float(v) for k, v in metrics.items()})
-            self.checkpoints.save(state, scores)
+            self.checkpoints.save(state)
+            if evaluate:
+                self.evaluate(step, state, logger)
             clock.restart()
 
-    def _evaluate(self, step, state, logger):
+    def evaluate(self, step, state, logger):
+        """Evaluate a state: eval/STEP.json, and the headlines into the log."""
         from multimodal.evals import evaluate, headline
 
         params = state.ema if self.config.eval.use_ema else state.params
@@ -126,10 +132,26 @@ class Run:
             logger.write(step, {f"eval/{k}": v for k, v in headline(scores).items()})
         best = self.config.eval.best
         if best and best not in scores:
-            raise UserError(
-                f"config.eval.best: no metric {best!r}; there are {', '.join(sorted(scores))}"
-            )
-        return scores
+            log.warning("config.eval.best: no metric %r; there are %s", best, ", ".join(scores))
+
+
+def preflight(config, tokenizer):
+    """Raise UserError now for what the evaluation after the last step would stumble over."""
+    from multimodal.evals.data import load_eval_data
+    from multimodal.evals.registry import evaluator
+
+    for name in config.eval.names:
+        evaluator(name)
+    if config.eval.names:
+        load_eval_data(config, tokenizer)
+    best = config.eval.best.partition("/")[0]
+    if best and best not in config.data.eval_splits:
+        raise UserError(
+            f"config.eval.best: {config.eval.best!r} is no metric of the splits "
+            f"{', '.join(config.data.eval_splits)}; its name starts with the split"
+        )
+    if config.eval.rerank and "match" not in config.model.heads:
+        raise UserError("config.eval.rerank needs the head 'match': add it to config.model.heads")
 
 
 def write_scores(workdir, step, scores):

@@ -36,6 +36,11 @@ def factors(params, rules):
     first.
     """
     used = set()
+    for rule in rules:
+        if not (isinstance(rule, tuple) and len(rule) == 3 and isinstance(rule[0], str)):
+            raise UserError(
+                f"config.optim.rules: {rule!r} is no (path regex, lr factor, decay factor)"
+            )
 
     def find(key_path, _):
         path = path_of(key_path)
@@ -71,7 +76,7 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
     A rate factor of 0 freezes a parameter: it has no moments and no update.
     """
     o = config.optim
-    rules = tuple(tuple(r) for r in o.rules) or RULES[config.mode]
+    rules = tuple(o.rules) or RULES[config.mode]
     rates, decays = factors(params, rules)
     rate = learning_rate(config)
 

@@ -24,17 +24,16 @@ def get_source(config, split):
     return build_source(config.data.source, split, config.data.kwargs.to_dict())
 
 
-def get_tokenizer(config, workdir, source=None):
-    """The workdir's tokenizer; made on the first run, from a path or from the training captions.
+def get_tokenizer(config, workdir, source):
+    """The workdir's tokenizer; without a workdir one from config.tokenizer.path, or trained.
 
     Raises UserError where it has more tokens than a text tower embeds.
     """
     texts = [m for m, c in config.modalities.items() if c.transform == "text"]
     if not texts:
         return None
-    path = pathlib.Path(workdir, "tokenizer.json")
-    if path.exists():
-        tokenizer = Tokenizer.load(path)
+    if workdir is not None:
+        tokenizer = Tokenizer.load(pathlib.Path(workdir, "tokenizer.json"))
     elif config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer)
     else:
@@ -47,8 +46,6 @@ def get_tokenizer(config, workdir, source=None):
                 f"config.modalities.{m}.vocab_size is {room}: "
                 "make them agree, or use the tokenizer that the model was trained with"
             )
-    if not path.exists() and jax.process_index() == 0:
-        tokenizer.save(path)
     return tokenizer
 
 
@@ -81,12 +78,10 @@ def get_objectives(config, tokenizer):
 
 
 def example_batch(config, size=2):
-    """Zeros in the shapes and types of a batch, to initialise a model with."""
-    shapes = {
-        "image": lambda c: np.zeros((size, c.size, c.size, 3), np.uint8),
-        "text": lambda c: np.zeros((size, c.max_length), np.int32),
-    }
-    return {m: shapes[c.transform](c) for m, c in config.modalities.items()}
+    """A batch of missing examples: the shapes and types that the transforms give."""
+    shapes_only = object()  # stands for the tokenizer: an empty caption needs none
+    transforms = build_transforms(config.modalities, train=False, tokenizer=shapes_only)
+    return {m: np.stack([t.empty()] * size) for m, t in transforms.items()}
 
 
 def init_params(config, model):
@@ -95,12 +90,15 @@ def init_params(config, model):
     return jax.tree.map(jnp.asarray, params)
 
 
-def build_state(config, mesh):
-    """Model, optimizer and the state of step 0, every array made where it is to lie."""
+def build_state(config, mesh, import_weights=True):
+    """Model, optimizer and the state of step 0, every array made where it is to lie.
+
+    import_weights: False leaves config.init alone; a resumed run has its own.
+    """
     model = build_model(config)
     init = functools.partial(init_params, config, model)
     tx = make_optimizer(config, jax.eval_shape(init))
-    if config.init.path:
+    if config.init.path and import_weights:
         from multimodal.interop import initialise_from
 
         params = initialise_from(jax.jit(init)(), config.init, config)

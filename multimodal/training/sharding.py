@@ -62,7 +62,12 @@ def state_shardings(state, mesh, rules=()):
         largest = max(axes, key=lambda i: x.shape[i])
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    placed = jax.tree_util.tree_map_with_path(place, state)
+    paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(state)]
+    for pattern, _ in rules:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise UserError(f"config.mesh.rules: {pattern!r} matches no array, such as {paths[-1]}")
+    return placed
 
 
 def check_batch(batch_size: int, mesh, micro_batches: int, processes: int = 1):

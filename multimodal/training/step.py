@@ -82,7 +82,7 @@ def make_loss(config, model, objectives):
             value, weight, extra = o(net, out, batch, own, state.step)
             total = total + weight * value
             metrics |= {f"{o.name}/{k}": v for k, v in {"loss": value, **extra}.items()}
-        metrics |= {"train/loss": total, "train/scale": net.scale()}
+        metrics |= {"train/loss": total, "train/temperature": 1 / net.scale()}
         return total, (metrics, out.get("teacher"))
 
     return loss

@@ -16,6 +16,8 @@ def validate(config):
     for key in ("steps", "batch_size", "micro_batches", "log_every", "save_every", "keep"):
         if config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}: give 1 or more")
+    if config.seed < 0 or config.eval_every < 0 or config.eval.batch_size < 1:
+        raise UserError("config: seed and eval_every must be 0 or more, eval.batch_size 1 or more")
     one_of("mode", config.mode, RULES)
     if not config.modalities:
         raise UserError("config.modalities is empty: give at least one tower")
@@ -78,17 +80,24 @@ def check_model(config):
     one_of("model.dtype", m.dtype, ("float32", "bfloat16", "float64"))
     if m.fusion.kind != "none":
         check_block("model.fusion", m.fusion)
+        query = config.modalities.get(m.mlm_modality)
+        if query is not None and query.width != m.fusion.width:
+            raise UserError(
+                f"config.model.fusion.width {m.fusion.width} must be that of its query, "
+                f"modalities.{m.mlm_modality}.width {query.width}"
+            )
     for head in m.heads:
         one_of("model.heads", head, ("match", "mlm"))
     if "match" in m.heads and m.fusion.kind == "none":
         raise UserError("config.model.heads: 'match' needs a fusion: set model.fusion.kind")
-    if "mlm" in m.heads and m.mlm_modality not in config.modalities:
+    if "mlm" in m.heads:
         one_of("model.mlm_modality", m.mlm_modality, config.modalities)
     t = m.temperature
     one_of("model.temperature.kind", t.kind, ("log_scale", "scalar", "none"))
     if t.kind != "none" and not 0 < t.min <= t.init <= t.max:
         raise UserError(
-            f"config.model.temperature: wanted 0 < min <= init <= max, got {t.min}, {t.init}, {t.max}"
+            f"config.model.temperature: min {t.min}, init {t.init}, max {t.max}: "
+            "wanted 0 < min <= init <= max"
         )
 
 
@@ -102,6 +111,8 @@ def check_objective(goal, config):
                 f"{where}.{key}: no modality {m!r}{nearest(m, config.modalities)}; "
                 f"there are {', '.join(config.modalities)}"
             )
+        if m and config.modalities[m].get("pool") == "none":
+            raise UserError(f"{where} compares embeddings: modalities.{m}.pool must not be 'none'")
     for head in getattr(goal.fn, "needs", ()):
         if head not in config.model.heads:
             raise UserError(f"{where} needs the head {head!r}: add it to config.model.heads")

@@ -26,6 +26,36 @@ def test_override_takes_the_type_of_what_stands_there():
     assert isinstance(c.optim.clip, float)
 
 
+def test_strings_tuples_and_schedules():
+    c = load_config(
+        EMOJI,
+        [
+            "model.fusion.kind=none",
+            "data.eval_splits=a,b",
+            "objectives.itm.weight={'schedule': 'ramp', 'end': 1.0, 'steps': 5}",
+            "optim.lr={'schedule': 'constant', 'value': 1e-3}",
+        ],
+    )
+    assert (c.model.fusion.kind, c.data.eval_splits) == ("none", ("a", "b"))
+    assert c.objectives.itm.weight.end == 1.0 and c.optim.lr.to_dict().keys() == {
+        "schedule",
+        "value",
+    }
+    assert load_config(EMOJI, ["modalities.image={'size': 32}"]).modalities.image.patch == 16
+
+
+@pytest.mark.parametrize(
+    "text, told", [("x = (", "line 1"), ("import nothing_here", "nothing_here")]
+)
+def test_broken_config_file(tmp_path, text, told):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(UserError, match=told):
+        load_config(str(tmp_path / "c.py"))
+    (tmp_path / "c.txt").write_text(text)
+    with pytest.raises(UserError, match="must end in .py"):
+        load_config(str(tmp_path / "c.txt"))
+
+
 def test_override_reaches_objectives_schedules_and_arguments_of_sources():
     c = load_config(
         EMOJI, ["objectives.itm.weight=0.5", "optim.lr.peak=3e-4", "data.kwargs.data_dir=x"]
@@ -42,6 +72,9 @@ def test_override_reaches_objectives_schedules_and_arguments_of_sources():
         ("modalities.image.widht=3", "modalities.image.width"),
         ("steps.more=7", "no such key"),
         ("steps=many", "wanted a int"),
+        ("steps=None", "wanted a int"),
+        ("modalities.image={'sise': 3}", "modalities.image.size"),
+        ("modalities=3", "no dict"),
         ("steps=1.5", "wanted a int"),
         ("steps", "give a value"),
         ("modalities.image.flip=1", "wanted a bool"),

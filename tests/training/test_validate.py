@@ -17,7 +17,7 @@ CASES = {
     "modalities.text.pool=eos": "pool",
     "modalities.text.norm=middle": "norm",
     "modalities.text.dropout=1.5": "share in",
-    "modalities.text.proj=False": "embed_dim",
+    "model.embed_dim=64 modalities.text.proj=False": "embed_dim",
     "model.fusion.kind=none": "needs a fusion",
     "model.fusion.kind=cross_atention": "did you mean cross_attention",
     "model.fusion.heads=7": "model.fusion",
@@ -33,9 +33,14 @@ CASES = {
 }
 
 
+def _parts(override):
+    """Several overrides stand in one string."""
+    return override.split() if override.startswith("model.embed_dim") else [override]
+
+
 @pytest.mark.parametrize("override", CASES)
 def test_bad_config(override):
-    config = load_config("configs/emoji.py:albef_original", [override])
+    config = load_config("configs/emoji.py:albef_original", _parts(override))
     with pytest.raises(UserError, match="config") as e:
         validate(config)
     assert CASES[override] in str(e.value)
