@@ -53,7 +53,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         try:
             return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError, FileNotFoundError) as e:
+        except Exception as e:  # what a damaged file makes the reader raise is not documented
             raise UserError(
                 f"{self._path / str(step)}: cannot restore: {str(e).splitlines()[0]}"
             ) from e
@@ -114,7 +114,10 @@ def restore_params(workdir, step="latest"):
     path = pathlib.Path(workdir, "checkpoints", str(step), "state").absolute()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
-            tree = reader.metadata(path).item_metadata.tree
+            found = reader.metadata(path).item_metadata
+            if found is None:
+                raise ValueError("its metadata is missing or damaged")
+            tree = found.tree
             wanted = {k: tree[k] for k in ("params", "ema") if tree.get(k) is not None}
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             like = jax.tree.map(
@@ -123,6 +126,6 @@ def restore_params(workdir, step="latest"):
             restore_args = ocp.checkpoint_utils.construct_restore_args(like)
             args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
             found = reader.restore(path, args=args)
-        except (ValueError, KeyError, FileNotFoundError) as e:
+        except Exception as e:  # what a damaged file makes the reader raise is not documented
             raise UserError(f"{path}: cannot restore: {str(e).splitlines()[0]}") from e
     return step, found["params"], found.get("ema")
