@@ -55,7 +55,7 @@ class Checkpoints:
             return self._manager.restore(step, args=args)["state"]
         except Exception as e:  # what a damaged file makes the reader raise is not documented
             raise UserError(
-                f"{self._path / str(step)}: cannot restore: {str(e).splitlines()[0]}"
+                f"{self._path / str(step)}: cannot restore: {(str(e) or repr(e)).splitlines()[0]}"
             ) from e
 
     def close(self):
@@ -127,5 +127,5 @@ def restore_params(workdir, step="latest"):
             args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
             found = reader.restore(path, args=args)
         except Exception as e:  # what a damaged file makes the reader raise is not documented
-            raise UserError(f"{path}: cannot restore: {str(e).splitlines()[0]}") from e
+            raise UserError(f"{path}: cannot restore: {(str(e) or repr(e)).splitlines()[0]}") from e
     return step, found["params"], found.get("ema")
