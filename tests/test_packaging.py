@@ -16,7 +16,7 @@ FREE = {"torch", "tensorflow"}
 
 # Spelt in pieces, so that this file does not hold what it looks for.
 HOSTS = re.compile(
-    r"pypi\.or" r"g|pythonhosted\.or" r"g|conda\.anaconda\.or" r"g|download\.pytorch\.or" r"g"
+    r"pypi\.or" r"g|python" r"hosted\.or" r"g|conda\.anaconda\.or" r"g|download\.pytorch\.or" r"g"
 )
 LOCAL_PATHS = re.compile(r"(?<![\w.])/(?:ro" r"ot|wo" r"rk|ho" r"me/\w+|Us" r"ers/\w+)/")
 

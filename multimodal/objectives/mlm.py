@@ -2,13 +2,15 @@
 eq. 2, 7).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from multimodal.nn.model import example_keys
 from multimodal.objectives.registry import register
-from multimodal.objectives.sampling import index_of
+from multimodal.objectives.sampling import index_of, masked_mean
 
 stop = jax.lax.stop_gradient
 IGNORE = -100  # the label of a position that was not masked
@@ -93,32 +95,36 @@ def mlm(
     weights = (labels != IGNORE) & present[:, None]
     inputs = {a: ids, f"{a}_present": out[a].present, "index": index_of(batch, len(ids))}
     inputs |= {k: batch[k] for k in (f"{a}_mask",) if k in batch}
-
-    def logits_of(net, inputs, at, tokens):
-        text = net.encode(inputs, rng=rng_encode)[a].tokens
-        fused = net.fuse(text, tokens) if context else text
-        if at is not None:
-            fused = fused.replace(x=jnp.take_along_axis(fused.x, at[..., None], axis=1))
-        return net.mlm(fused)
-
-    def losses_of(net, inputs, at, labels, tokens, teacher_tokens):
-        logits = logits_of(net, inputs, at, tokens)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-        if momentum:
-            taught = jax.nn.softmax(logits_of(net.teacher, inputs, at, teacher_tokens))
-            soft = -(stop(taught) * jax.nn.log_softmax(logits)).sum(-1)
-            losses = (1 - alpha) * losses + alpha * soft
-        return losses, logits.argmax(-1) == labels
-
     tokens = out[context].tokens if context else None
-    teacher_tokens = out["teacher"][context].tokens if context and momentum else None
-    losses, right = net.per_example(losses_of, inputs, at, labels, tokens, teacher_tokens)
-    count = jnp.maximum(weights.sum(), 1)
+    taught = out["teacher"][context].tokens if context and momentum else None
+    losses, right = net.per_example(
+        partial(_losses, a, rng_encode, alpha if momentum else None),
+        inputs, at, labels, tokens, taught,
+    )  # fmt: skip
+    accuracy = masked_mean(right.astype(losses.dtype), weights)
+    return masked_mean(losses, weights), {"accuracy": accuracy}
 
-    def mean(x):
-        return jnp.where(weights, x, 0).sum() / count
 
-    return mean(losses), {"accuracy": mean(right.astype(losses.dtype))}
+def _losses(a, rng, alpha, net, inputs, at, labels, tokens, taught_tokens):
+    """Cross-entropy [B, P] at the positions `at`, and whether the guess is right; alpha None: no
+    teacher.
+    """
+    logits = _logits(net, a, rng, inputs, at, tokens)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    if alpha is not None:
+        taught = jax.nn.softmax(_logits(net.teacher, a, rng, inputs, at, taught_tokens))
+        soft = -(stop(taught) * jax.nn.log_softmax(logits)).sum(-1)
+        losses = (1 - alpha) * losses + alpha * soft
+    return losses, logits.argmax(-1) == labels
+
+
+def _logits(net, a, rng, inputs, at, tokens):
+    """Logits [B, P, V] for the masked text, fused with the context's tokens where there are any."""
+    text = net.encode(inputs, rng=rng)[a].tokens
+    fused = net.fuse(text, tokens) if tokens is not None else text
+    if at is not None:
+        fused = fused.replace(x=jnp.take_along_axis(fused.x, at[..., None], axis=1))
+    return net.mlm(fused)
 
 
 def _masked_positions(labels, most):
