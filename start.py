@@ -57,7 +57,8 @@ def main(argv):
 def commands(action, args):
     """The Python command lines of an action, to be run one after the other while they succeed."""
     if action == "test":
-        return [["-m", "pytest", "-q", *args]]
+        workers = str(min(4, os.cpu_count() or 1))  # compiling, most of the time, uses one core
+        return [["-m", "pytest", "-q", "-n", workers, "--dist", "loadfile", *args]]
     config, workdir = option(args, "config"), option(args, "workdir")
     defaults = []
     if config is None:

@@ -13,9 +13,11 @@ import pytest
 from tests import processes
 
 STEPS = 24
+# The original's mode has a queue and a teacher with dropout: all that a state can hold.
 ARGS = (
-    "--config", "configs/emoji.py:smoke", f"--config.steps={STEPS}", "--config.save_every=2",
-    "--config.log_every=4", "--config.eval.pictures=0", "--config.modalities.text.dropout=0.1",
+    "--config", "configs/emoji.py:albef_original,smoke", f"--config.steps={STEPS}",
+    "--config.save_every=2", "--config.log_every=4", "--config.eval.pictures=0",
+    "--config.modalities.text.dropout=0.1",
 )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ def test_train(start, args, expected):
 
 
 def test_test_runs_pytest(start):
-    assert start.commands("test", ["-k", "x y"]) == [["-m", "pytest", "-q", "-k", "x y"]]
+    (command,) = start.commands("test", ["-k", "x y"])
+    assert command[:3] == ["-m", "pytest", "-q"] and command[-2:] == ["-k", "x y"]
 
 
 @pytest.mark.parametrize("argv, code", [([], 2), (["trian"], 2), (["--help"], 0)])
