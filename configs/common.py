@@ -4,82 +4,9 @@ none.
 
 from ml_collections import ConfigDict
 
+from configs.towers import audio_tower, image_tower, text_tower, video_tower  # noqa: F401
 from multimodal.errors import UserError
 from multimodal.registry import nearest
-
-
-def image_tower(**changes):
-    """Keys of an image modality: a Vision Transformer over pixels."""
-    c = ConfigDict()
-    c.encoder = "vit"  # a name in nn/encoders.py
-    c.size = 64  # pixels a side
-    c.patch = 16
-    c.width = 192
-    c.depth = 4
-    c.heads = 3
-    c.mlp_dim = 768
-    c.act = "gelu"  # 'gelu' | 'gelu_tanh' | 'quick_gelu' (OpenAI's CLIP weights) | 'relu'
-    c.eps = 1e-6  # of LayerNorm
-    c.class_token = True
-    c.patch_bias = True
-    c.pre_norm = False  # LayerNorm between embeddings and blocks (CLIP)
-    c.final_norm = "tokens"  # 'tokens': of every token | 'pooled': of the pooled one only (CLIP)
-    c.pool = "class"  # 'class' | 'mean' | 'map' (attention pooling, SigLIP) | 'none'
-    c.pooler = False  # tanh(dense) on the pooled token (HF's ViT)
-    c.proj = True  # project the pooled token to the shared space
-    c.proj_bias = True
-    c.mean = (0.5, 0.5, 0.5)  # pixel statistics, of values in 0..1
-    c.std = (0.5, 0.5, 0.5)
-    c.dropout = 0.0
-    c.attention_dropout = 0.0
-    c.init_std = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation
-    c.scan = False  # scan over layers: compile time does not grow with depth
-    c.remat = "none"  # 'none' | 'full' | 'dots': what is recomputed in the backward pass
-    # Transform of the data, a name in data/transforms.py.
-    c.transform = "image"
-    c.augment = "none"  # 'none' | 'pad_crop' | 'random_resized_crop'
-    c.scale = (0.5, 1.0)  # share of the area that random_resized_crop keeps
-    c.flip = False  # mirrors left and right: wrong where captions name sides
-    c.resize = "squash"  # 'squash' | 'crop': shortest side, then centre crop
-    c.background = (255, 255, 255)  # under transparent pixels
-    c.max_pixels = 64_000_000  # larger images are refused from their header, before decoding
-    c.update(changes)
-    return c
-
-
-def text_tower(**changes):
-    """Keys of a text modality: a Transformer over token ids."""
-    c = ConfigDict()
-    c.encoder = "text"
-    c.vocab_size = 4096
-    c.max_length = 16  # tokens a caption is cut to, and padded to
-    c.positions = 0  # rows of the position table, if more than max_length (BERT: 512)
-    c.width = 192
-    c.depth = 2
-    c.heads = 3
-    c.mlp_dim = 768
-    c.act = "gelu"
-    c.norm = "pre"  # 'pre' (CLIP) | 'post' (BERT, ALBEF)
-    c.eps = 1e-6
-    c.causal = False  # True: CLIP
-    c.mask_padding = True  # False: padding is attended to (CLIP, SigLIP)
-    c.type_embed = 0  # token types in the weights (BERT: 2)
-    c.embed_norm = False  # LayerNorm after the embeddings (BERT)
-    c.final_norm = True
-    c.pool = "class"  # 'class' | 'eot' (CLIP) | 'last' (SigLIP) | 'mean' | 'none'
-    c.eot_id = -1  # for pool='eot': the end-of-text token; -1: the largest id (CLIP's vocabulary)
-    c.pooler = False
-    c.proj = True
-    c.proj_bias = True
-    c.dropout = 0.0
-    c.attention_dropout = 0.0
-    c.init_std = 0.02
-    c.scan = False
-    c.remat = "none"
-    c.transform = "text"
-    c.lower = False
-    c.update(changes)
-    return c
 
 
 def base():
@@ -91,7 +18,7 @@ def base():
     c.batch_size = 256  # of all devices together
     c.micro_batches = 1  # memory of one micro-batch at a time; the result does not change
 
-    c.modalities = ConfigDict()  # name -> image_tower() | text_tower()
+    c.modalities = ConfigDict()  # name -> image_tower(), text_tower(), ...: see towers.py
 
     c.model = ConfigDict()
     c.model.embed_dim = 128  # of the shared space
@@ -181,6 +108,11 @@ def base():
     c.eval.best = ""  # metric by which the best checkpoint is kept
     c.eval.use_ema = False  # evaluate the teacher
     c.eval.templates = ("a photo of a {}",)  # zero-shot prompts
+    c.eval.pairs = ()  # of modalities to retrieve by each other; (): all
+    c.eval.classify = ""  # modality that zero-shot takes; '': the image, or the first
+    c.eval.prompt = "text"  # modality of its prompts
+    c.eval.noise_levels = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the robustness evaluator
+    c.eval.train_examples = 4000  # of the training split that probes and CCA are fitted on
     c.eval.pictures = 8  # queries drawn in the retrieval picture
     return c
 

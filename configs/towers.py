@@ -1,0 +1,151 @@
+"""The keys of each kind of modality, once, with what they mean; common.py has all others."""
+
+from ml_collections import ConfigDict
+
+
+def image_tower(**changes):
+    """Keys of an image modality: a Vision Transformer over pixels."""
+    c = ConfigDict()
+    c.encoder = "vit"  # a name in nn/encoders.py
+    c.size = 64  # pixels a side
+    c.patch = 16
+    c.width = 192
+    c.depth = 4
+    c.heads = 3
+    c.mlp_dim = 768
+    c.act = "gelu"  # 'gelu' | 'gelu_tanh' | 'quick_gelu' (OpenAI's CLIP weights) | 'relu'
+    c.eps = 1e-6  # of LayerNorm
+    c.class_token = True
+    c.patch_bias = True
+    c.pre_norm = False  # LayerNorm between embeddings and blocks (CLIP)
+    c.final_norm = "tokens"  # 'tokens': of every token | 'pooled': of the pooled one only (CLIP)
+    c.pool = "class"  # 'class' | 'mean' | 'map' (attention pooling, SigLIP) | 'none'
+    c.pooler = False  # tanh(dense) on the pooled token (HF's ViT)
+    c.proj = True  # project the pooled token to the shared space
+    c.proj_bias = True
+    c.mean = (0.5, 0.5, 0.5)  # pixel statistics, of values in 0..1
+    c.std = (0.5, 0.5, 0.5)
+    c.dropout = 0.0
+    c.attention_dropout = 0.0
+    c.init_std = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation
+    c.scan = False  # scan over layers: compile time does not grow with depth
+    c.remat = "none"  # 'none' | 'full' | 'dots': what is recomputed in the backward pass
+    # Transform of the data, a name in data/transforms.py.
+    c.transform = "image"
+    c.augment = "none"  # 'none' | 'pad_crop' | 'random_resized_crop'
+    c.scale = (0.5, 1.0)  # share of the area that random_resized_crop keeps
+    c.flip = False  # mirrors left and right: wrong where captions name sides
+    c.resize = "squash"  # 'squash' | 'crop': shortest side, then centre crop
+    c.background = (255, 255, 255)  # under transparent pixels
+    c.max_pixels = 64_000_000  # larger images are refused from their header, before decoding
+    c.noise = 0.0  # 0..1: every example is degraded this much, in training and evaluation
+    c.update(changes)
+    return c
+
+
+def text_tower(**changes):
+    """Keys of a text modality: a Transformer over token ids."""
+    c = ConfigDict()
+    c.encoder = "text"
+    c.vocab_size = 4096
+    c.max_length = 16  # tokens a caption is cut to, and padded to
+    c.positions = 0  # rows of the position table, if more than max_length (BERT: 512)
+    c.width = 192
+    c.depth = 2
+    c.heads = 3
+    c.mlp_dim = 768
+    c.act = "gelu"
+    c.norm = "pre"  # 'pre' (CLIP) | 'post' (BERT, ALBEF)
+    c.eps = 1e-6
+    c.causal = False  # True: CLIP
+    c.mask_padding = True  # False: padding is attended to (CLIP, SigLIP)
+    c.type_embed = 0  # token types in the weights (BERT: 2)
+    c.embed_norm = False  # LayerNorm after the embeddings (BERT)
+    c.final_norm = True
+    c.pool = "class"  # 'class' | 'eot' (CLIP) | 'last' (SigLIP) | 'mean' | 'none'
+    c.eot_id = -1  # for pool='eot': the end-of-text token; -1: the largest id (CLIP's vocabulary)
+    c.pooler = False
+    c.proj = True
+    c.proj_bias = True
+    c.dropout = 0.0
+    c.attention_dropout = 0.0
+    c.init_std = 0.02
+    c.scan = False
+    c.remat = "none"
+    c.transform = "text"
+    c.lower = False
+    c.noise = 0.0
+    c.update(changes)
+    return c
+
+
+def _blocks(c):
+    """Keys that every tower's stack of Transformer blocks has."""
+    c.width = 192
+    c.depth = 4
+    c.heads = 3
+    c.mlp_dim = 768
+    c.act = "gelu"
+    c.eps = 1e-6
+    c.proj = True
+    c.proj_bias = True
+    c.dropout = 0.0
+    c.attention_dropout = 0.0
+    c.init_std = 0.0
+    c.scan = False
+    c.remat = "none"
+
+
+def audio_tower(**changes):
+    """Keys of an audio modality: a Transformer over a waveform or its log-mel spectrogram."""
+    c = ConfigDict()
+    c.encoder = "spectrogram"  # patches (AST) | 'whisper' (convolutions) | 'wav2vec2' (waveform)
+    c.sample_rate = 16_000  # Hz; other rates are resampled
+    c.seconds = 1.0  # longer clips are cut, shorter ones padded with silence
+    # 'log_mel' (librosa's) | 'whisper' | 'kaldi' (AST): each original's window, scale, logarithm
+    c.features = "log_mel"
+    c.mels = 64
+    c.window = 400  # samples
+    c.hop = 160
+    c.fft = 512
+    c.fmin = 0.0  # Hz
+    c.fmax = 0.0  # 0: half the sample rate
+    c.spec_mean = -6.0  # of the features, which are normalised as (x - mean) / std
+    c.spec_std = 4.0
+    c.patch = (16, 8)  # mel bands, frames
+    c.stride = ()  # (): the patch; AST's patches overlap
+    _blocks(c)
+    c.pool = "mean"  # 'class' | 'mean' | 'none'
+    c.transform = "audio"
+    c.augment = "none"  # 'none' | 'shift': moved in time, and made louder or quieter
+    c.noise = 0.0
+    c.max_seconds = 3600.0  # longer files are refused from their header
+    c.update(changes)
+    return c
+
+
+def video_tower(**changes):
+    """Keys of a video modality: a Transformer over tubelets, or a frame encoder and pooling."""
+    c = ConfigDict()
+    c.encoder = "video"  # tubelets (VideoMAE, ViViT) | 'frames' (a ViT a frame, pooled over time)
+    c.frames = 16  # taken evenly over the clip
+    c.size = 64  # pixels a side
+    c.channels = 3  # 1: grey
+    c.patch = 16
+    c.tubelet = 2  # frames
+    # 'joint' over space and time | 'factorised': in each frame first, then over time (ViViT's 2)
+    c.attention = "joint"
+    c.temporal = "transformer"  # of 'frames': 'transformer' | 'mean'
+    c.temporal_depth = 1  # blocks over time, where there are some
+    _blocks(c)
+    c.pool = "mean"  # 'class' | 'mean' | 'none'
+    c.mean = (0.5, 0.5, 0.5)  # pixel statistics; the first one for grey
+    c.std = (0.5, 0.5, 0.5)
+    c.transform = "video"
+    c.augment = "none"  # 'none' | 'shift': moved by up to 1/16 of the size, all frames alike
+    c.flip = False
+    c.noise = 0.0
+    c.max_pixels = 64_000_000  # a frame
+    c.max_frames = 100_000
+    c.update(changes)
+    return c
