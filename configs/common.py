@@ -22,13 +22,26 @@ def base():
 
     c.model = ConfigDict()
     c.model.embed_dim = 128  # of the shared space
-    c.model.heads = ()  # of 'match' (does the pair belong together?), 'mlm' (masked words)
+    # 'match' (does the pair belong together?), 'mlm' (masked words), 'retrieve' (projects h_m to
+    # the shared space), 'critic' (of modalities), 'discriminator' and 'decoder' (of h_m)
+    c.model.heads = ()
     c.model.mlm_modality = "text"  # whose words the mlm head predicts
     c.model.dtype = "float32"  # of activations; parameters and losses stay float32
     c.model.fusion = ConfigDict()
-    c.model.fusion.kind = "none"  # 'none' | 'cross_attention' (query over context)
-    c.model.fusion.width = 192  # of the query's tokens
-    c.model.fusion.depth = 2
+    # 'none' | 'cross_attention' (ALBEF's: query over context) | 'joint' (all modalities into h_m,
+    # by stage and operator)
+    c.model.fusion.kind = "none"
+    c.model.fusion.stage = "late"  # 'early' | 'hybrid' | 'late': see nn/joint.py
+    # 'concat' | 'attention' | 'tensor' | 'low_rank_tensor' | 'gated' | 'multiplicative'
+    c.model.fusion.operator = "concat"
+    c.model.fusion.query = ""  # for 'attention': the modality that attends to the others; '': all
+    c.model.fusion.bottleneck = 0  # for 'concat': tokens that all traffic passes through; 0: none
+    c.model.fusion.standin = False  # a learned token for a missing modality; False: masked
+    c.model.fusion.inner = 16  # for 'tensor' and a matrix: numbers a modality is first reduced to
+    c.model.fusion.rank = 4  # for 'low_rank_tensor'
+    c.model.fusion.form = "vector"  # for 'multiplicative': 'matrix' | 'vector' | 'scalar'
+    c.model.fusion.width = 192  # of the query's tokens, or of h_m
+    c.model.fusion.depth = 2  # of 'joint' at the stage 'hybrid': the blocks that each tower gives
     c.model.fusion.heads = 3
     c.model.fusion.mlp_dim = 768
     c.model.fusion.act = "gelu"
@@ -39,6 +52,12 @@ def base():
     c.model.fusion.init_std = 0.02
     c.model.fusion.scan = False
     c.model.fusion.remat = "none"
+    # name -> {of: 'joint' or a modality, classes, target: the label's key, multi: several at once}
+    c.model.classifiers = ConfigDict()
+    c.model.critic = ConfigDict()  # critic, discriminator and decoder
+    c.model.critic.hidden = 256
+    c.model.critic.layers = 2
+    c.model.critic.spectral = False  # spectral normalisation (not of the decoder)
     c.model.temperature = ConfigDict()
     c.model.temperature.kind = "log_scale"  # 'log_scale' (CLIP) | 'scalar' (ALBEF) | 'none'
     c.model.temperature.init = 0.07
@@ -49,6 +68,10 @@ def base():
     # name -> {fn: a name in objectives/ (default: the name), weight, its keywords}; numbers may be
     # schedules.
     c.objectives = ConfigDict()
+
+    # Share of each modality that is missing from training examples (a number or a schedule); one
+    # modality always stays.
+    c.modality_dropout = 0.0
 
     c.ema = ConfigDict()
     c.ema.decay = 0.0  # of the teacher; 0: no teacher
@@ -66,8 +89,17 @@ def base():
     # ((path regex, lr factor, decay factor), ...); (): the mode's; lr factor 0 freezes
     c.optim.rules = ()
 
+    c.optim.critic = ConfigDict()  # of critics and discriminators
+    c.optim.critic.lr = 1.0  # factor on the learning rate
+    c.optim.critic.b1 = 0.5
+    c.optim.critic.weight_decay = 0.0
+    c.optim.critic.steps = 0  # of theirs to one of everything else; 0: both at every step
+
     c.init = ConfigDict()  # start from other weights
-    c.init.path = ""  # .safetensors, .pth (tensors only), or a folder that holds one
+    # A run's folder (or runs/x/checkpoints/500), .safetensors, .pth (tensors only), or a folder
+    # that holds one
+    c.init.path = ""
+    c.init.freeze = False  # True: a linear probe, only classifiers train; False: everything does
     c.init.format = "auto"  # 'auto' or a name in interop/
     c.init.act = ""  # the weights' activation, where no config.json beside them tells
     c.init.allow_unused = ()  # regexes of their keys that may stay unused

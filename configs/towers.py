@@ -18,7 +18,9 @@ def image_tower(**changes):
     c.class_token = True
     c.patch_bias = True
     c.pre_norm = False  # LayerNorm between embeddings and blocks (CLIP)
-    c.final_norm = "tokens"  # 'tokens': of every token | 'pooled': of the pooled one only (CLIP)
+    # 'tokens': of every token | 'pooled': of the pooled one only (CLIP) | 'twice': of every token,
+    # and of the pooled one again (HF's BLIP) | 'none'
+    c.final_norm = "tokens"
     c.pool = "class"  # 'class' | 'mean' | 'map' (attention pooling, SigLIP) | 'none'
     c.pooler = False  # tanh(dense) on the pooled token (HF's ViT)
     c.proj = True  # project the pooled token to the shared space
@@ -28,6 +30,7 @@ def image_tower(**changes):
     c.dropout = 0.0
     c.attention_dropout = 0.0
     c.init_std = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation
+    c.layer_scale = 0.0  # > 0: what the factors on residual branches start at (DINOv2: 1)
     c.scan = False  # scan over layers: compile time does not grow with depth
     c.remat = "none"  # 'none' | 'full' | 'dots': what is recomputed in the backward pass
     # Transform of the data, a name in data/transforms.py.
@@ -50,6 +53,8 @@ def text_tower(**changes):
     c.vocab_size = 4096
     c.max_length = 16  # tokens a caption is cut to, and padded to
     c.positions = 0  # rows of the position table, if more than max_length (BERT: 512)
+    c.position_offset = 0  # the first token's row (RoBERTa: 2)
+    c.pad_id = 0  # the id that fills captions up (RoBERTa: 1)
     c.width = 192
     c.depth = 2
     c.heads = 3
@@ -92,6 +97,8 @@ def _blocks(c):
     c.dropout = 0.0
     c.attention_dropout = 0.0
     c.init_std = 0.0
+    c.layer_scale = 0.0  # > 0: what the factors on residual branches start at
+    c.key_bias = True  # False: attention keys without bias (Whisper, VideoMAE)
     c.scan = False
     c.remat = "none"
 
@@ -110,12 +117,23 @@ def audio_tower(**changes):
     c.fft = 512
     c.fmin = 0.0  # Hz
     c.fmax = 0.0  # 0: half the sample rate
-    c.spec_mean = -6.0  # of the features, which are normalised as (x - mean) / std
-    c.spec_std = 4.0
+    c.spec_mean = -6.0  # of the features, which are normalised as (x - mean) / std; 'whisper' ones
+    c.spec_std = 4.0  # are so already and stay as they are
     c.patch = (16, 8)  # mel bands, frames
     c.stride = ()  # (): the patch; AST's patches overlap
+    # 'learned' | 'sinusoid': fixed; Whisper's own are fixed, but its files of weights hold them
+    c.position_embedding = "learned"
+    # Of 'wav2vec2': each wave is brought to zero mean and unit variance; then the convolutions.
+    c.normalize_wave = False
+    c.conv_dims = (512,) * 7
+    c.conv_kernels = (10, 3, 3, 3, 3, 2, 2)
+    c.conv_strides = (5, 2, 2, 2, 2, 2, 2)
+    c.position_kernel = 128  # steps that the positional convolution sees
+    c.position_groups = 16
     _blocks(c)
-    c.pool = "mean"  # 'class' | 'mean' | 'none'
+    c.pool = "mean"  # 'class' (spectrogram only) | 'mean' | 'none'
+    c.class_token = False  # True: one even where the pool does not need it
+    c.distillation_token = False  # a second one (AST); pool 'class' is then the mean of both
     c.transform = "audio"
     c.augment = "none"  # 'none' | 'shift': moved in time, and made louder or quieter
     c.noise = 0.0
@@ -135,10 +153,13 @@ def video_tower(**changes):
     c.tubelet = 2  # frames
     # 'joint' over space and time | 'factorised': in each frame first, then over time (ViViT's 2)
     c.attention = "joint"
+    c.position_embedding = "learned"  # | 'sinusoid': fixed (VideoMAE)
+    c.final_norm = "tokens"  # | 'none' (VideoMAE)
     c.temporal = "transformer"  # of 'frames': 'transformer' | 'mean'
     c.temporal_depth = 1  # blocks over time, where there are some
     _blocks(c)
     c.pool = "mean"  # 'class' | 'mean' | 'none'
+    c.class_token = False  # True: one even where the pool does not need it
     c.mean = (0.5, 0.5, 0.5)  # pixel statistics; the first one for grey
     c.std = (0.5, 0.5, 0.5)
     c.transform = "video"

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from multimodal import objectives
+from multimodal.training.optim import players
 from multimodal.training.sharding import make_mesh, state_shardings, to_global
 from multimodal.training.step import make_step
 from tests import laws
 
-CASES = [pytest.param(n, k, id=f"{n}-momentum" if k else n) for n, k in laws.cases()]
+CASES = [pytest.param(n, k, id="-".join([n, *(map(str, k))])) for n, k in laws.cases()]
 TOLERANCE = 1e-5  # float32, sums in another order
 
 _benches = {}
@@ -32,7 +34,10 @@ def test_registry_is_covered():
 def test_mask_law(name, kwargs, modality):
     """Masking an example is dropping it: same loss, same gradient."""
     b, batch = bench(name, kwargs), laws.tiny_batch()
-    masked = b(laws.without(batch, [2, 5], modality))
+    masked = laws.without(batch, [2, 5], modality)
+    if objectives.OBJECTIVES[name].partial:  # counts by its other modality otherwise
+        masked = laws.without(masked, [2, 5], {"image": "text", "text": "image"}[modality])
+    masked = b(masked)
     dropped = b(laws.rows(batch, [0, 1, 3, 4, 6, 7]))
     assert laws.worst(masked, dropped) < TOLERANCE
     assert laws.worst(masked, b(batch)) > 1e-4, (
@@ -111,6 +116,19 @@ def test_device_law_of_whole_steps():
         placed = jax.device_put(b.state, state_shardings(b.state, mesh))
         many = run(placed, lambda batch: to_global(batch, mesh))
     assert laws.worst(many, one) < TOLERANCE
+
+
+@pytest.mark.parametrize("name, kwargs", CASES)
+def test_players_law(name, kwargs):
+    """A critic's objective moves critics alone, every other objective anything but critics."""
+    b = bench(name, kwargs)
+    grads = b(laws.tiny_batch())[1]
+    player = objectives.OBJECTIVES[name].player
+    labels = jax.tree.leaves(players(grads))
+    moved = dict.fromkeys(("main", "critic"), False)
+    for label, g in zip(labels, jax.tree.leaves(grads), strict=True):
+        moved[label] |= bool((np.asarray(g) != 0).any())
+    assert moved == {"main": player == "main", "critic": player == "critic"}
 
 
 @pytest.mark.parametrize("name, kwargs", CASES)

@@ -1,9 +1,10 @@
-"""Fusions: Tokens of one modality over Tokens of another."""
+"""Fusions: Tokens of one modality over Tokens of another, or all modalities into one (joint.py)."""
 
 import dataclasses
 
 from flax import linen as nn
 
+from multimodal.nn.joint import JointFusion, blocks_apart
 from multimodal.nn.layers import BlockConfig, Stack, Tokens, fold_keys, layer_norm
 from multimodal.registry import lookup
 
@@ -20,11 +21,21 @@ def register_fusion(name):
     return add
 
 
-def build_fusion(cfg: dict, dtype: str) -> nn.Module:
-    """The fusion that the config's `fusion` asks for."""
+def build_fusion(cfg: dict, dtype: str, modalities: dict) -> nn.Module:
+    """The fusion that the config's `fusion` asks for, of these modalities ({m: its config})."""
     cls = lookup(FUSIONS, cfg["kind"], "config.model.fusion.kind")
     fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
-    return cls(**{k: v for k, v in cfg.items() if k in fields}, dtype=dtype)
+    known = {k: v for k, v in cfg.items() if k in fields}
+    if "names" in fields:
+        known["names"] = tuple(modalities)
+    if "together" in fields:
+        depths = [c.get("depth", 0) for c in modalities.values()]
+        apart = [blocks_apart(cfg["stage"], d, cfg["depth"]) for d in depths]
+        known["together"] = tuple(d - a for d, a in zip(depths, apart, strict=True))
+    return cls(**known, dtype=dtype)
+
+
+register_fusion("joint")(JointFusion)
 
 
 @register_fusion("cross_attention")

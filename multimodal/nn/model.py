@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from multimodal.nn.critics import Perceptron
 from multimodal.nn.encoders import build_encoder
 from multimodal.nn.fusion import build_fusion
+from multimodal.nn.joint import blocks_apart
 from multimodal.nn.layers import ACTIVATIONS, Tokens, layer_norm, shard_batch
 
 stop = jax.lax.stop_gradient
@@ -25,11 +27,15 @@ class Encoded(struct.PyTreeNode):
       tokens: Tokens of the encoder.
       embed: [B, E] unit length, at least float32: the point in the shared space.
       present: [B] bool, False for an example without this modality.
+      pooled: [B, D] the encoder's pooled features; of 'joint' the joint representation h_m.
+      shared: [B, E] what embed is before it is brought to unit length.
     """
 
     tokens: Tokens
-    embed: jax.Array
+    embed: jax.Array | None
     present: jax.Array
+    pooled: jax.Array | None = None
+    shared: jax.Array | None = None
 
 
 def unit(x, eps=1e-12):
@@ -60,6 +66,9 @@ class MlmHead(nn.Module):
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) + self.bias
 
 
+JOINT = "joint"  # the key of the joint representation beside the modalities'
+
+
 class Model(nn.Module):
     """Encoders by modality, projections to the shared space, one fusion, heads, one temperature.
 
@@ -69,35 +78,64 @@ class Model(nn.Module):
     modalities: dict  # name -> config of the encoder
     embed_dim: int = 256
     fusion: dict | None = None
-    heads: tuple[str, ...] = ()  # of 'match', 'mlm'
+    heads: tuple[str, ...] = ()  # of HEADS
+    classifiers: dict | None = None  # name -> {of, classes, ...}, the config's model.classifiers
+    critic_config: dict | None = None  # the config's model.critic
     scaling: dict | None = None  # the config's model.temperature
     mlm_modality: str = "text"
     dtype: str = "float32"
 
+    @property
+    def joins(self) -> bool:
+        """Whether the fusion makes a joint representation of all modalities."""
+        return bool(self.fusion) and self.fusion["kind"] == JOINT
+
+    @property
+    def noise_dim(self) -> int:
+        """Numbers of noise that fill up h_m to the length of the modalities' own features."""
+        return sum(c["width"] for c in self.modalities.values()) - self.fusion["width"]
+
+    def _apart(self, c):
+        """A tower's config with the blocks that run before the modalities meet."""
+        if not self.joins or "depth" not in c:
+            return c
+        return {**c, "depth": blocks_apart(self.fusion["stage"], c["depth"], self.fusion["depth"])}
+
     def setup(self):
         cfgs = self.modalities
-        self.encoder = {m: build_encoder(c, self.dtype) for m, c in cfgs.items()}
+        self.encoder = {m: build_encoder(self._apart(c), self.dtype) for m, c in cfgs.items()}
         project = partial(nn.Dense, self.embed_dim, kernel_init=nn.initializers.xavier_uniform())
-        self.project = {
-            m: project(use_bias=c["proj_bias"], dtype=self.dtype)
-            for m, c in cfgs.items()
-            if c["proj"]
-        }
+        projected = {m: c["proj_bias"] for m, c in cfgs.items() if c["proj"]}
+        if "retrieve" in self.heads:
+            projected[JOINT] = True
+        self.project = {m: project(use_bias=b, dtype=self.dtype) for m, b in projected.items()}
         if self.fusion:
-            self.fuser = build_fusion(self.fusion, self.dtype)
-        if "match" in self.heads:
-            self.match_head = nn.Dense(
-                2, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype
-            )
-        if "mlm" in self.heads:
-            c = cfgs[self.mlm_modality]
-            self.mlm_head = MlmHead(c["vocab_size"], c["act"], c["eps"], self.dtype)
+            self.fuser = build_fusion(self.fusion, self.dtype, cfgs)
+        self._setup_heads()
         t = self.scaling or {}
         if t.get("kind", "none") != "none":
             start = math.log(1 / t["init"]) if t["kind"] == "log_scale" else t["init"]
             self.temp = self.param("temperature", nn.initializers.constant(start), ())
         if t.get("bias") is not None:
             self.bias = self.param("logit_bias", nn.initializers.constant(t["bias"]), ())
+
+    def _setup_heads(self):
+        dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype)
+        if "match" in self.heads:
+            self.match_head = dense(2)
+        if "mlm" in self.heads:
+            c = self.modalities[self.mlm_modality]
+            self.mlm_head = MlmHead(c["vocab_size"], c["act"], c["eps"], self.dtype)
+        if self.classifiers:
+            self.classifier = {name: dense(c["classes"]) for name, c in self.classifiers.items()}
+        perceptron = partial(Perceptron, **(self.critic_config or {}))
+        if "critic" in self.heads:
+            self.critic = perceptron(len(self.modalities))
+        if "discriminator" in self.heads:
+            self.discriminator = perceptron(1)
+        if "decoder" in self.heads:
+            features = self.noise_dim + self.fusion["width"]
+            self.decoder = perceptron(features, spectral=False)
 
     def encode(self, batch, rng=None):
         """Run the towers of the modalities that are keys of the batch.
@@ -106,7 +144,7 @@ class Model(nn.Module):
           batch: flat dict; `m` raw input, `m_present` [B] bool and `m_mask` [B, L] bool optional,
             `index` [B] int32 optional, which tells examples apart for dropout.
           rng: PRNG key that switches dropout on.
-        Returns: {m: Encoded}.
+        Returns: {m: Encoded}, and 'joint' where the fusion makes one and all modalities are keys.
         """
         out = {}
         for i, m in enumerate(self.modalities):
@@ -118,11 +156,39 @@ class Model(nn.Module):
             if rng is not None:
                 keys = example_keys(jax.random.fold_in(rng, i), batch.get("index", jnp.arange(b)))
             tokens, pooled = self.encoder[m](batch[m], present, keys, batch.get(f"{m}_mask"))
-            embed = None
-            if pooled is not None:
-                embed = shard_batch(unit(self.project[m](pooled) if m in self.project else pooled))
-            out[m] = Encoded(tokens, embed, present)
+            out[m] = self._encoded(m, tokens, pooled, present)
+        if self.joins and len(out) == len(self.modalities):
+            present = jnp.stack([e.present for e in out.values()]).any(0)
+            out[JOINT] = self._encoded(JOINT, *self.fuser(out), present)
         return out
+
+    def _encoded(self, m, tokens, pooled, present):
+        shared = embed = None
+        if pooled is not None and (m != JOINT or m in self.project):
+            shared = self.project[m](pooled) if m in self.project else pooled
+            embed = shard_batch(unit(shared))
+        return Encoded(tokens, embed, present, pooled, shared)
+
+    def classify(self, encoded):
+        """{classifier: logits [B, C]} of what encode returned."""
+        logits = {
+            name: self.classifier[name](encoded[c["of"]].pooled)
+            for name, c in (self.classifiers or {}).items()
+            if c["of"] in encoded
+        }
+        return {k: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for k, v in logits.items()}
+
+    def criticise(self, embed):
+        """[B, M] logits: which of the modalities does this point of the shared space come from?"""
+        return self.critic(embed)
+
+    def discriminate(self, features):
+        """[B] logits: are these features the modalities' own (high) or generated (low)?"""
+        return self.discriminator(features)[..., 0]
+
+    def decode(self, joint):
+        """[B, sum of D_m] features from (h_m, z) of the same length."""
+        return self.decoder(joint)
 
     def fuse(self, query: Tokens, context: Tokens) -> Tokens:
         """The fusion's Tokens for query over context."""
@@ -153,9 +219,15 @@ class Model(nn.Module):
     def __call__(self, batch):
         """Touch every parameter; used to initialise."""
         out = self.encode(batch)
-        self.scale(), self.logit_bias()
+        self.scale(), self.logit_bias(), self.classify(out)
+        if "critic" in self.heads:
+            self.criticise(next(e.embed for e in out.values() if e.embed is not None))
+        if {"discriminator", "decoder"} & set(self.heads):
+            features = jnp.zeros((2, self.noise_dim + self.fusion["width"]))
+            self.decode(features) if "decoder" in self.heads else None
+            self.discriminate(features) if "discriminator" in self.heads else None
         query = out.get(self.mlm_modality)
-        if self.fusion:
+        if self.fusion and not self.joins:
             other = next(e for m, e in out.items() if m != self.mlm_modality)
             fused = self.fuse(query.tokens, other.tokens)
             if "match" in self.heads:
@@ -174,6 +246,8 @@ def build_model(config) -> Model:
         embed_dim=m["embed_dim"],
         fusion=m["fusion"] if m["fusion"]["kind"] != "none" else None,
         heads=tuple(m["heads"]),
+        classifiers=m.get("classifiers"),
+        critic_config=m.get("critic"),
         scaling=m["temperature"],
         mlm_modality=m["mlm_modality"],
         dtype=m["dtype"],

@@ -5,7 +5,15 @@ A new objective is one function with `@register("name")` and one line in a confi
 lives elsewhere is named by its import path, `fn = "my_package.my_module:my_loss"`.
 """
 
-from multimodal.objectives import contrastive, itm, mlm  # noqa: F401 (they register themselves)
+from multimodal.objectives import (  # noqa: F401 (they register themselves)
+    adversarial,
+    alignment,
+    classification,
+    contrastive,
+    correlation,
+    itm,
+    mlm,
+)
 from multimodal.objectives.registry import OBJECTIVES, Objective, build, register
 
 __all__ = ["OBJECTIVES", "Objective", "build", "register"]

@@ -11,11 +11,18 @@ from multimodal.schedules import Schedule, value_at
 OBJECTIVES: dict[str, Callable] = {}
 
 
-def register(name, needs=()):
-    """Decorator: make an objective known to configs as `fn = name`; `needs` are heads it uses."""
+def register(name, needs=(), player="main", partial=False):
+    """Decorator: make an objective known to configs as `fn = name`.
+
+    Args:
+      needs: heads that it uses ('classifiers' and 'joint': that the model has some, and one).
+      player: 'critic' where it trains a critic, whose parameters no other objective may move, and
+        which may move no others.
+      partial: whether an example that lacks one modality still counts by its others.
+    """
 
     def add(fn):
-        fn.needs = needs
+        fn.needs, fn.player, fn.partial = needs, player, partial
         OBJECTIVES[name] = fn
         return fn
 

@@ -1,8 +1,12 @@
-"""AdamW with a learning rate and a weight decay for each parameter by its path."""
+"""AdamW with a learning rate and a weight decay for each parameter by its path, and turns for the
+players of an adversarial game.
+"""
 
 import re
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from multimodal.errors import UserError
@@ -16,7 +20,8 @@ RULES = {
     # do not.
     "corrected": (
         (
-            r".*/(bias|scale|pos_embed|type_embed|class_token|probe)|temperature|logit_bias",
+            r".*/(bias|scale|layer_scale\w*|pos_embed|type_embed|\w+_token|\w+_tokens|standin_\w+"
+            r"|probe)|temperature|logit_bias",
             1.0,
             0.0,
         ),
@@ -69,21 +74,77 @@ def learning_rate(config):
     return lambda step: value_at(schedule, step)
 
 
+CRITIC = re.compile(r"(critic|discriminator)/.*")  # the parameters of the critics' player
+CLASSIFIER = re.compile(r"classifier_.*")  # what a linear probe trains
+
+
+def players(params, rates=None):
+    """A pytree like params of 'main', 'critic' or, where the rate factor is 0, 'freeze'."""
+
+    def label(key_path, _, rate=1.0):
+        if not rate:
+            return "freeze"
+        return "critic" if CRITIC.fullmatch(path_of(key_path)) else "main"
+
+    trees = (params,) if rates is None else (params, rates)
+    return jax.tree_util.tree_map_with_path(label, *trees)
+
+
 def make_optimizer(config, params) -> optax.GradientTransformation:
     """Clip by global norm, AdamW (decoupled decay, Loshchilov & Hutter 2019), rates and decays by
     path.
 
-    A rate factor of 0 freezes a parameter: it has no moments and no update.
+    A rate factor of 0 freezes a parameter: it has no moments and no update. The critics of an
+    adversarial game have a norm, moments and a rate of their own (config.optim.critic) and, with
+    `steps` k, turns: k steps of the critics, then one of everything else.
     """
-    o = config.optim
+    o, critic = config.optim, config.optim.critic
     rules = tuple(o.rules) or RULES[config.mode]
     rates, decays = factors(params, rules)
+    if config.init.freeze:
+        rates = _only(CLASSIFIER, rates)
     rate = learning_rate(config)
 
-    def decay_and_scale(updates, params):
+    def player(b1, factor, weight_decay):
+        return optax.chain(
+            optax.clip_by_global_norm(o.clip) if o.clip else optax.identity(),
+            optax.scale_by_adam(b1=b1, b2=o.b2, eps=o.eps),
+            optax.stateless(_decay_and_scale(rates, decays, factor, weight_decay)),
+        )
+
+    turns = {
+        "main": player(o.b1, 1.0, o.weight_decay),
+        "critic": player(critic.b1, critic.lr, critic.weight_decay),
+    }
+    if critic.steps:
+        cycle = critic.steps + 1
+        turns["main"] = on_turn(turns["main"], lambda n: n % cycle == critic.steps)
+        turns["critic"] = on_turn(turns["critic"], lambda n: n % cycle < critic.steps)
+    return optax.chain(
+        optax.partition(turns | {"freeze": optax.set_to_zero()}, players(params, rates)),
+        optax.scale_by_schedule(lambda step: -rate(step)),
+    )
+
+
+def _only(pattern, rates):
+    """Rates, 0 but for the paths that match."""
+
+    def keep(key_path, rate):
+        return rate if pattern.fullmatch(path_of(key_path)) else 0.0
+
+    kept = jax.tree_util.tree_map_with_path(keep, rates)
+    if not any(jax.tree.leaves(kept)):
+        raise UserError(
+            "config.init.freeze: nothing is left to train: give config.model.classifiers one"
+        )
+    return kept
+
+
+def _decay_and_scale(rates, decays, factor, weight_decay):
+    def apply(updates, params):
         return jax.tree.map(
             lambda u, p, r, d: (
-                u if isinstance(u, optax.MaskedNode) else r * (u + o.weight_decay * d * p)
+                u if isinstance(u, optax.MaskedNode) else factor * r * (u + weight_decay * d * p)
             ),
             updates,
             params,
@@ -92,12 +153,27 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
             is_leaf=lambda x: isinstance(x, optax.MaskedNode),
         )
 
-    labels = jax.tree.map(lambda r: "train" if r else "freeze", rates)
-    adam = optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps)
-    return optax.chain(
-        optax.partition({"train": optax.identity(), "freeze": optax.set_to_zero()}, labels),
-        optax.clip_by_global_norm(o.clip) if o.clip else optax.identity(),
-        optax.partition({"train": adam, "freeze": optax.set_to_zero()}, labels),
-        optax.stateless(decay_and_scale),
-        optax.scale_by_schedule(lambda step: -rate(step)),
-    )
+    return apply
+
+
+class TurnState(NamedTuple):
+    """Steps so far, of all players, and the state of this one."""
+
+    count: jax.Array
+    inner: tuple
+
+
+def on_turn(tx, turn) -> optax.GradientTransformation:
+    """tx in the steps n where turn(n) holds; in the others no update, and its state stays."""
+
+    def init(params):
+        return TurnState(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(updates, state, params=None):
+        mine = turn(state.count)
+        new, inner = tx.update(updates, state.inner, params)
+        new = jax.tree.map(lambda u: jnp.where(mine, u, 0), new)
+        inner = jax.tree.map(lambda a, b: jnp.where(mine, a, b), inner, state.inner)
+        return new, TurnState(state.count + 1, inner)
+
+    return optax.GradientTransformation(init, update)

@@ -99,9 +99,7 @@ def build_state(config, mesh, import_weights=True):
     init = functools.partial(init_params, config, model)
     tx = make_optimizer(config, jax.eval_shape(init))
     if config.init.path and import_weights:
-        from multimodal.interop import initialise_from
-
-        params = initialise_from(jax.jit(init)(), config.init, config)
+        params = initialised(jax.jit(init)(), config)
         make = functools.partial(new_state, config, tx=tx)
         shardings = state_shardings(jax.eval_shape(make, params), mesh, config.mesh.rules)
         return model, tx, jax.jit(make, out_shardings=shardings)(params)
@@ -111,3 +109,14 @@ def build_state(config, mesh, import_weights=True):
 
     shardings = state_shardings(jax.eval_shape(make), mesh, config.mesh.rules)
     return model, tx, jax.jit(make, out_shardings=shardings)()
+
+
+def initialised(params, config):
+    """The initial parameters with those of config.init.path, a run's or a file's, put in."""
+    from multimodal.training.transfer import from_run, is_run
+
+    if is_run(config.init.path):
+        return from_run(params, config.init)
+    from multimodal.interop import initialise_from
+
+    return initialise_from(params, config.init, config)

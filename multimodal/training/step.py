@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from multimodal.nn.model import Net, bounded
+from multimodal.nn.model import Net, bounded, example_keys
 from multimodal.objectives.queue import empty_queue, enqueue
+from multimodal.schedules import Schedule, value_at
+from multimodal.training.optim import players
 
 
 class State(struct.PyTreeNode):
@@ -60,10 +62,14 @@ def make_loss(config, model, objectives):
     )
     drops = drops or config.model.fusion.dropout or config.model.fusion.attention_dropout
     original = config.mode == "albef_original"
+    gone = Schedule.parse(config.modality_dropout, config.steps)
 
     def loss(params, state, batch):
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = jax.random.split(rng)
+        if not isinstance(gone, int | float) or gone:
+            drop = jax.random.fold_in(rng, zlib.crc32(b"modality_dropout"))
+            batch = drop_modalities(batch, config.modalities, value_at(gone, state.step), drop)
         net = Net(
             model,
             params,
@@ -108,7 +114,32 @@ def make_step(config, model, objectives, tx):
             names = config.queue.modalities
             keep = jnp.stack([teacher[m].present for m in names]).all(0)
             queue = enqueue(queue, {m: teacher[m].embed for m in names}, batch["id"], keep)
-        metrics["train/grad_norm"] = optax.tree.norm(grads)
+        metrics |= gradient_norms(grads)
         return state.replace(step=state.step + 1, params=params, opt=opt, queue=queue), metrics
 
     return step
+
+
+def gradient_norms(grads) -> dict:
+    """The gradient's norm, and where there is a critic each player's own."""
+    labels = jax.tree.leaves(players(grads))
+    norms = {"train/grad_norm": optax.tree.norm(grads)}
+    if "critic" in labels:
+        for player in ("main", "critic"):
+            mine = [g for g, p in zip(jax.tree.leaves(grads), labels, strict=True) if p == player]
+            norms[f"train/grad_norm_{player}"] = optax.tree.norm(mine)
+    return norms
+
+
+def drop_modalities(batch, modalities, rate, rng):
+    """The batch with each modality of each example missing with probability `rate`; of those that
+    an example has, one always stays. Keyed by example.
+    """
+    names = [m for m in modalities if m in batch]
+    size = len(batch[names[0]])
+    keys = example_keys(rng, batch.get("index", jnp.arange(size)))
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (len(names),)))(keys)
+    there = jnp.stack([batch.get(f"{m}_present", jnp.ones(size, bool)) for m in names], axis=1)
+    draws = jnp.where(there, draws, -1.0)
+    keep = there & ((draws >= rate) | (draws == draws.max(1, keepdims=True)))
+    return batch | {f"{m}_present": keep[:, i] for i, m in enumerate(names)}

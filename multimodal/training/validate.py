@@ -1,14 +1,20 @@
 """Configs that cannot work, told before anything is built."""
 
+import inspect
+
 from multimodal import objectives
 from multimodal.errors import UserError
 from multimodal.nn.encoders import ENCODERS
 from multimodal.nn.fusion import FUSIONS
+from multimodal.nn.joint import STAGES
 from multimodal.nn.layers import ACTIVATIONS, REMAT
+from multimodal.nn.model import JOINT
+from multimodal.nn.operators import OPERATORS
 from multimodal.registry import nearest
 from multimodal.training.optim import RULES
 
 POOLS = {"vit": ("class", "mean", "map", "none"), "text": ("class", "eot", "last", "mean", "none")}
+HEADS = ("match", "mlm", "retrieve", "critic", "discriminator", "decoder")
 
 
 def validate(config):
@@ -21,6 +27,8 @@ def validate(config):
     one_of("mode", config.mode, RULES)
     if not config.modalities:
         raise UserError("config.modalities is empty: give at least one tower")
+    if JOINT in config.modalities:
+        raise UserError(f"config.modalities: {JOINT!r} is what h_m is called: take another name")
     for name, tower in config.modalities.items():
         check_tower(f"modalities.{name}", tower, config.model)
     check_model(config)
@@ -78,7 +86,9 @@ def check_model(config):
     m = config.model
     one_of("model.fusion.kind", m.fusion.kind, ("none", *FUSIONS))
     one_of("model.dtype", m.dtype, ("float32", "bfloat16", "float64"))
-    if m.fusion.kind != "none":
+    if m.fusion.kind == JOINT:
+        check_joint(config)
+    elif m.fusion.kind != "none":
         check_block("model.fusion", m.fusion)
         query = config.modalities.get(m.mlm_modality)
         if query is not None and query.width != m.fusion.width:
@@ -87,9 +97,13 @@ def check_model(config):
                 f"modalities.{m.mlm_modality}.width {query.width}"
             )
     for head in m.heads:
-        one_of("model.heads", head, ("match", "mlm"))
-    if "match" in m.heads and m.fusion.kind == "none":
-        raise UserError("config.model.heads: 'match' needs a fusion: set model.fusion.kind")
+        one_of("model.heads", head, HEADS)
+    if "match" in m.heads and m.fusion.kind in ("none", JOINT):
+        raise UserError("config.model.heads: 'match' needs model.fusion.kind 'cross_attention'")
+    for head in ("retrieve", "discriminator", "decoder"):
+        if head in m.heads and m.fusion.kind != JOINT:
+            raise UserError(f"config.model.heads: {head!r} needs model.fusion.kind 'joint'")
+    check_classifiers(config)
     if "mlm" in m.heads:
         one_of("model.mlm_modality", m.mlm_modality, config.modalities)
     t = m.temperature
@@ -101,11 +115,59 @@ def check_model(config):
         )
 
 
+def check_joint(config):
+    """Stage and operator of the joint fusion, and what they need of the towers."""
+    f, where = config.model.fusion, "config.model.fusion"
+    check_block("model.fusion", f)
+    one_of("model.fusion.stage", f.stage, STAGES)
+    one_of("model.fusion.operator", f.operator, OPERATORS.keys() | {"attention"})
+    one_of("model.fusion.form", f.form, ("matrix", "vector", "scalar"))
+    if f.query:
+        one_of("model.fusion.query", f.query, config.modalities)
+    for key in ("inner", "rank"):
+        if f[key] < 1:
+            raise UserError(f"{where}.{key} is {f[key]}: give 1 or more")
+    if f.bottleneck and (f.operator != "concat" or f.stage == "late"):
+        raise UserError(f"{where}.bottleneck needs operator 'concat', stage 'early' or 'hybrid'")
+    for m, tower in config.modalities.items():
+        if f.stage == "hybrid" and tower.get("depth", f.depth) < f.depth:
+            raise UserError(
+                f"{where}.depth {f.depth}: at the stage 'hybrid' each tower gives so many of its "
+                f"blocks, and modalities.{m} has {tower.depth}"
+            )
+        if f.stage == "late" and tower.get("pool") == "none":
+            raise UserError(f"{where}: the stage 'late' needs modalities.{m}.pool, not 'none'")
+    room = sum(tower.get("width", 0) for tower in config.modalities.values())
+    if {"discriminator", "decoder"} & set(config.model.heads) and room < f.width:
+        raise UserError(
+            f"{where}.width {f.width} is more than the {room} features of all modalities, which "
+            "(h_m, z) imitates"
+        )
+
+
+def check_classifiers(config):
+    """What each classifier reads."""
+    known = {"of": str, "classes": int, "target": str, "multi": bool}
+    for name, c in config.model.classifiers.items():
+        where = f"config.model.classifiers.{name}"
+        if set(c) != set(known) or any(type(c[k]) is not t for k, t in known.items()):
+            raise UserError(f"{where} is {dict(c)}: give of, classes, target and multi")
+        if c.of == JOINT and config.model.fusion.kind != JOINT:
+            raise UserError(f"{where}.of is 'joint': set config.model.fusion.kind to 'joint'")
+        if c.of != JOINT:
+            one_of(f"model.classifiers.{name}.of", c.of, config.modalities)
+        if c.classes < 1 or not c.target.startswith("label"):
+            raise UserError(f"{where}: classes must be 1 or more, target 'label' or 'label_...'")
+
+
 def check_objective(goal, config):
     """Modalities, heads and teacher that an objective uses."""
     where = f"config.objectives.{goal.name}"
-    for key in ("a", "b", "context"):
-        m = goal.kwargs.get(key)
+    defaults = inspect.signature(goal.fn).parameters
+    for key in [k for k in ("a", "b", "context") if k in defaults]:
+        m = goal.kwargs.get(key, defaults[key].default)
+        if m == JOINT and "retrieve" in config.model.heads:
+            continue
         if m and m not in config.modalities:
             raise UserError(
                 f"{where}.{key}: no modality {m!r}{nearest(m, config.modalities)}; "
@@ -114,7 +176,11 @@ def check_objective(goal, config):
         if m and config.modalities[m].get("pool") == "none":
             raise UserError(f"{where} compares embeddings: modalities.{m}.pool must not be 'none'")
     for head in getattr(goal.fn, "needs", ()):
-        if head not in config.model.heads:
+        if head == "classifiers" and not config.model.classifiers:
+            raise UserError(f"{where} needs config.model.classifiers: give it one")
+        if head == JOINT and config.model.fusion.kind != JOINT:
+            raise UserError(f"{where} needs config.model.fusion.kind 'joint'")
+        if head not in (*config.model.heads, "classifiers", JOINT):
             raise UserError(f"{where} needs the head {head!r}: add it to config.model.heads")
     if goal.kwargs.get("momentum") and not config.ema.decay:
         raise UserError(f"{where}.momentum needs a teacher: set config.ema.decay, say to 0.995")

@@ -1,0 +1,69 @@
+"""Starting from a run of our own: pre-trained parameters into a model with other heads."""
+
+import logging
+import pathlib
+import re
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from multimodal.errors import UserError
+
+log = logging.getLogger(__name__)
+NEW = r"(classifier_|project_joint|critic|discriminator|decoder).*"  # heads that a task may add
+
+
+def is_run(path) -> bool:
+    """Whether a path is a run's folder or one checkpoint in it."""
+    path = pathlib.Path(path).expanduser()
+    inside = path.parent.name == "checkpoints" and path.name.isdigit()
+    return (path.parent.parent if inside else path).joinpath("config.json").is_file() and (
+        inside or path.joinpath("checkpoints").is_dir()
+    )
+
+
+def from_run(params, init):
+    """Parameters with those of a run's checkpoint put in.
+
+    A new task's heads (classifiers, critics) may be missing there, and so may what
+    init.allow_missing names; of the run's, heads and what init.allow_unused names may stay unused.
+    The tokenizer must be the same: set config.tokenizer.path to the run's tokenizer.json.
+
+    Args:
+      params: the model's initial parameters; init: config.init.
+    Raises: UserError for other shapes, and for parameters that only one side has.
+    """
+    from multimodal.training.checkpoint import restore_params
+
+    path = pathlib.Path(init.path).expanduser()
+    folder, step = (path.parent.parent, path.name) if path.name.isdigit() else (path, "latest")
+    step, found, _ = restore_params(folder, step)
+    mine, theirs = flatten_dict(params, sep="/"), flatten_dict(found, sep="/")
+
+    def unknown(names, allowed):
+        patterns = (NEW, *allowed)
+        return sorted(n for n in names if not any(re.fullmatch(p, n) for p in patterns))
+
+    for problem, names, key in (
+        ("lacks", unknown(mine.keys() - theirs, init.allow_missing), "allow_missing"),
+        ("has unused", unknown(theirs.keys() - mine, init.allow_unused), "allow_unused"),
+    ):
+        if names:
+            raise UserError(
+                f"config.init.path: {folder} {problem} {', '.join(names[:4])}"
+                f"{' ...' if len(names) > 4 else ''}: make the models alike, or name them in "
+                f"config.init.{key} (regexes)"
+            )
+    shared = mine.keys() & theirs
+    for name in sorted(shared):
+        if mine[name].shape != theirs[name].shape:
+            raise UserError(
+                f"config.init.path: {name} is {list(theirs[name].shape)} in {folder}, "
+                f"{list(mine[name].shape)} in this model: make the sizes alike"
+            )
+    log.info(
+        "%s, step %s: %d arrays read, %d new", folder, step, len(shared), len(mine) - len(shared)
+    )
+    taken = {k: jnp.asarray(np.asarray(theirs[k]), mine[k].dtype) for k in shared}
+    return unflatten_dict(mine | taken, sep="/")
