@@ -1,6 +1,6 @@
 """In-memory source, for tests and small experiments."""
 
-from multimodal.data.sources import read_label_names
+from multimodal.data.sources import is_label, read_label_names
 from multimodal.errors import UserError
 
 
@@ -19,6 +19,9 @@ class ArraySource:
         self.name = f"{name}:{split}"
         self.optional = tuple(optional)
         self.label_names = read_label_names(label_names)
+        self.targets = {
+            k: self.label_names if k == "label" else None for k in fields if is_label(k)
+        }
         self._fields = fields
         self._ids = range(next(iter(lengths.values()))) if ids is None else ids
 

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from multimodal.data.cache import DecodedCache
+from multimodal.data.sources import is_label
 from multimodal.errors import BadRecord, UserError
 
 _MAX_ATTEMPTS = 100
@@ -114,7 +115,7 @@ class Pipeline:
 
     def _decode(self, raw):
         """The example with its modalities decoded, where their transforms can do that apart."""
-        decoded = {key: raw[key] for key in ("id", "label") if key in raw}
+        decoded = {"id": raw["id"], **{key: raw[key] for key in raw if is_label(key)}}
         for m, transform in self.transforms.items():
             if m in raw:
                 decode = getattr(transform, "decode", None)
@@ -129,8 +130,7 @@ class Pipeline:
                 "ids must be 0 to 2^31 - 1"
             )
         row = {"id": np.int32(example["id"]), "index": np.int32(index)}
-        if "label" in example:
-            row["label"] = np.int32(example["label"])
+        row |= {k: _label(k, v, self.source.name) for k, v in example.items() if is_label(k)}
         for m, transform in self.transforms.items():
             present = m in example
             if m in self._optional:
@@ -209,6 +209,18 @@ def _grain_seed(seed):
 
 def _replacement(seed, index, attempt, total):
     return int(np.random.default_rng((seed, index, attempt, 1)).integers(total))
+
+
+def _label(key, value, name):
+    """A class as int32, or several at once as a uint8 vector of 0 and 1."""
+    value = np.asarray(value)
+    if value.ndim == 0 and value.dtype.kind in "iu":
+        return np.int32(value)
+    if value.ndim == 1 and value.dtype == np.uint8:
+        return value
+    raise UserError(
+        f"{name}: {key} must be an integer or a uint8 vector, not {value.dtype} {list(value.shape)}"
+    )
 
 
 def _finish(transform, decoded, rng):

@@ -1,11 +1,14 @@
 """Data sources: random access to examples, by name or by `package.module:Class`.
 
 A source has `__len__`, `__getitem__` (one example as a dict: modality -> raw value, 'id' -> int,
-optionally 'label' and 'text_group') and `name`; optional are `label_names`, `optional` (modalities
-an example may lack) and `report` (what was left out, by reason). It must be picklable and safe to
-read from several threads. A source of your own is one class with
-`__init__(self, split, **kwargs)`: decorate it with `@register('my_name')`, or set
-`config.data.source = 'my_package.my_module:MyClass'`.
+optionally labels and 'text_group') and `name`; optional are `label_names` (of 'label'), `targets`
+(label key -> names of its classes, or None), `optional` (modalities an example may lack) and
+`report` (what was left out, by reason). Labels are the keys 'label' and 'label_...': an integer
+(-1: unknown), or a uint8 vector of 0 and 1 for several classes at once; each is in every example.
+A source must be picklable and safe to read from several threads. A source of your own is one class
+with `__init__(self, split, **kwargs)`: decorate it with `@register('my_name')`, or set
+`config.data.source = 'my_package.my_module:MyClass'`. For files of your own `records`
+(records_source.py) may need no class at all.
 """
 
 import inspect
@@ -17,8 +20,10 @@ SOURCES = {
     "arrays": "multimodal.data.array_source:ArraySource",
     "jsonl_folder": "multimodal.data.folder_source:JsonlFolderSource",
     "jsonl_tar": "multimodal.data.tar_source:JsonlTarSource",
+    "records": "multimodal.data.records_source:RecordsSource",
     "tar": "multimodal.data.tar_source:TarSource",
     "tfds": "multimodal.data.tfds_source:TfdsSource",
+    "toy": "multimodal.data.builders.toy:ToySource",
 }
 
 
@@ -61,6 +66,11 @@ def _check_arguments(name, cls, split, kwargs):
         raise UserError(
             f"config.data.kwargs for source {name!r}: {e}{hint}; it takes {', '.join(known)}"
         ) from None
+
+
+def is_label(key):
+    """Whether a key of an example is a label."""
+    return key == "label" or key.startswith("label_")
 
 
 def read_label_names(value):

@@ -34,6 +34,11 @@ class Shards:
             for problem in self._index(number):
                 self._complain(self.paths[number], problem, on_bad)
 
+    def find(self, name):
+        """The Member of a file name, or None."""
+        key, extension = _split(name)
+        return self.samples.get(key, {}).get(extension)
+
     def read(self, member):
         """Bytes of a member; safe in threads. Raises BadRecord when the file has become shorter."""
         data = os.pread(self._fd(member.shard), member.size, member.offset)
@@ -87,13 +92,19 @@ class Shards:
         if member.offset_data + member.size > size:
             yield "truncated_member", f"truncated inside member {name!r}"
             return
-        folder, _, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        sample = self.samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        key, extension = _split(name)
+        sample = self.samples.setdefault(key, {})
         if extension in sample:
             self.report["duplicate_member"] += 1  # The first one counts.
         else:
             sample[extension] = Member(number, member.offset_data, member.size)
+
+
+def _split(name):
+    """(key, extension) of a member's name: its first dot, folders apart, ends the key."""
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension
 
 
 def _check_end(path, offset, size):

@@ -4,18 +4,24 @@ A transform is built by `build(cfg, train, tokenizer)` with the modality's part 
 is called as `transform(value, rng)`; `rng` is a NumPy Generator in training and None in evaluation.
 Two optional methods let a pipeline cache the costly part: `transform(value, rng)` must equal
 `transform.finish(transform.decode(value), rng)`; `empty()` gives the array of a missing modality.
+Where the config's `noise` is above 0, `Noisy` degrades what the transform gives.
 """
 
-import numpy as np
-from PIL import Image
+import zlib
 
+import numpy as np
+
+from multimodal.data import corrupt, image_ops
 from multimodal.data.image_codec import MAX_PIXELS, decode_image
 from multimodal.errors import BadRecord, UserError
 from multimodal.registry import lookup, nearest
 
-TRANSFORMS = {}
+# Those with modules of their own are imported on use.
+TRANSFORMS = {
+    "audio": "multimodal.data.audio_transform:AudioTransform",
+    "video": "multimodal.data.video_transform:VideoTransform",
+}
 AUGMENTS = ("none", "pad_crop", "random_resized_crop")
-RESIZES = ("squash", "crop")
 
 
 def register(name):
@@ -30,7 +36,12 @@ def register(name):
 
 def build_transform(name, cfg, train, tokenizer=None):
     """The transform of a registered name or `package.module:build`."""
-    return lookup(TRANSFORMS, name, "config.modalities.<m>.transform")(cfg, train, tokenizer)
+    where = "config.modalities.<m>.transform"
+    build = lookup(TRANSFORMS, name, where)
+    build = lookup({}, build, where) if isinstance(build, str) else build
+    transform = build(cfg, train, tokenizer)
+    level = cfg.get("noise", 0.0)
+    return Noisy(transform, name, level, train) if level else transform
 
 
 def build_transforms(modalities, train, tokenizer=None):
@@ -40,14 +51,45 @@ def build_transforms(modalities, train, tokenizer=None):
     }
 
 
-def _choice(cfg, key, default, allowed):
+def choice(kind, cfg, key, default, allowed):
+    """A config key that must be one of a few words."""
     value = cfg.get(key, default)
     if value not in allowed:
         raise UserError(
-            f"image transform: {key}={value!r}{nearest(value, allowed)}; "
+            f"{kind} transform: {key}={value!r}{nearest(value, allowed)}; "
             f"must be one of {', '.join(allowed)}"
         )
     return value
+
+
+class Noisy:
+    """A transform whose results are degraded by data/corrupt.py at one level.
+
+    Training draws the noise from the rng. In evaluation it is a function of the content, so that
+    every run, order and number of processes sees the same noise.
+    """
+
+    def __init__(self, transform, kind, level, train):
+        corrupt.check(kind, level)
+        self.clean, self.kind, self.level, self.train = transform, kind, level, train
+
+    def __call__(self, value, rng=None):
+        return self._degrade(self.clean(value, rng), rng)
+
+    def finish(self, decoded, rng=None):
+        """The random part, and the noise."""
+        return self._degrade(getattr(self.clean, "finish", self.clean)(decoded, rng), rng)
+
+    def __getattr__(self, name):
+        if name == "clean":  # Not set yet: an object that is being unpickled.
+            raise AttributeError(name)
+        return getattr(self.clean, name)
+
+    def _degrade(self, x, rng):
+        if rng is None or not self.train:
+            rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(x).tobytes()))
+        context = getattr(self.clean, "noise_context", dict)()
+        return corrupt.corrupt(self.kind, x, self.level, rng, **context)
 
 
 @register("image")
@@ -61,8 +103,9 @@ class ImageTransform:
 
     def __init__(self, cfg, train, tokenizer=None):
         self.size = int(cfg["size"])
-        self.resize = _choice(cfg, "resize", "squash", RESIZES)
-        self.augment = _choice(cfg, "augment", "none", AUGMENTS) if train else "none"
+        self.resize = choice("image", cfg, "resize", "squash", image_ops.RESIZES)
+        self.augment = choice("image", cfg, "augment", "none", AUGMENTS)
+        self.augment = self.augment if train else "none"
         self.flip = bool(cfg.get("flip", False)) and train
         self.scale = tuple(cfg.get("scale", (0.2, 1.0)))
         self.background = tuple(cfg.get("background", (255, 255, 255)))
@@ -84,10 +127,12 @@ class ImageTransform:
     def finish(self, pixels, rng=None):
         """The random part: crop and flip; nothing without an rng."""
         if self.augment == "random_resized_crop":
-            box = None if rng is None else _random_box(pixels.shape, self.scale, rng)
-            pixels = self._fit(pixels) if box is None else self._resample(pixels, box)
+            box = None if rng is None else image_ops.random_box(pixels.shape, self.scale, rng)
+            pixels = (
+                self._fit(pixels) if box is None else image_ops.resample(pixels, self.size, box)
+            )
         elif self.augment == "pad_crop" and rng is not None:
-            pixels = _shift(pixels, max(1, self.size // 16), self.background, rng)
+            pixels = image_ops.shift(pixels, max(1, self.size // 16), self.background, rng)
         if self.flip and rng is not None and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return pixels
@@ -97,46 +142,7 @@ class ImageTransform:
         return np.zeros((self.size, self.size, 3), np.uint8)
 
     def _fit(self, pixels):
-        height, width = pixels.shape[:2]
-        side = min(height, width)
-        # Cropping before scaling: scaling 1 x 4000 first would need a giant intermediate image.
-        box = (
-            (0, 0, width, height)
-            if self.resize == "squash"
-            else ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-        )
-        return self._resample(pixels, box)
-
-    def _resample(self, pixels, box):
-        if pixels.shape[:2] == (self.size, self.size) and box == (0, 0, self.size, self.size):
-            return pixels
-        image = Image.fromarray(pixels)
-        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
-
-
-def _random_box(shape, scale, rng):
-    """A crop of random area and aspect ratio 3/4 to 4/3 (Inception crop); None after ten misses."""
-    height, width = shape[:2]
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
-        if 1 <= w <= width and 1 <= h <= height:
-            x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
-            return float(x), float(y), float(x + w), float(y + h)
-    return None
-
-
-def _shift(pixels, most, background, rng):
-    """Move an image by up to `most` pixels each way; background fills what is uncovered."""
-    height, width = pixels.shape[:2]
-    dy, dx = (int(v) for v in rng.integers(-most, most + 1, size=2))
-    out = np.empty_like(pixels)
-    out[:] = background
-    out[max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)] = pixels[
-        max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)
-    ]
-    return out
+        return image_ops.fit(pixels, self.size, self.resize)
 
 
 @register("text")
@@ -174,6 +180,11 @@ class TextTransform:
         """Ids of a list of texts: int32 [N, max_length]."""
         texts = [t.lower() for t in texts] if self.lower else texts
         return self.tokenizer.encode_batch(texts, self.max_length)
+
+    def noise_context(self):
+        """What corrupt('text', ...) needs to know."""
+        special = corrupt.special_ids(self.tokenizer)
+        return {"vocab_size": self.tokenizer.vocab_size, "special_ids": special}
 
     def _captions(self, value):
         captions = [value] if isinstance(value, str) else list(value)

@@ -148,6 +148,34 @@ def test_missing_modality_is_a_mask(tokenizer, noise):
         Pipeline(ArraySource("x", **fields), transforms, 6, 0).batch(0)
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_labels_are_passed_on(tokenizer, cache_bytes):
+    fields = dict(
+        text=[f"dog {i}" for i in range(5)],
+        label=[3, -1, 0, 1, 2],
+        label_word=np.arange(5, dtype=np.int64),
+        label_many=np.eye(5, 3, dtype=np.uint8),
+        labelled=list("abcde"),
+    )
+    transforms = build_transforms({"text": MODALITIES["text"]}, True, tokenizer)
+    source = ArraySource("x", label_names=["a", "b", "c", "d"], **fields)
+    assert source.targets == dict(label=["a", "b", "c", "d"], label_word=None, label_many=None)
+    batch = Pipeline(source, transforms, 5, 0, cache_bytes=cache_bytes).batch(0)
+    assert set(batch) == {"id", "index", "text", "label", "label_word", "label_many"}
+    order = batch["index"]
+    for key, kind in (("label", np.int32), ("label_word", np.int32), ("label_many", np.uint8)):
+        np.testing.assert_array_equal(batch[key], np.asarray(fields[key])[order])
+        assert batch[key].dtype == kind
+
+
+@pytest.mark.parametrize("label", [0.5, True, [1, 0], "dog", np.zeros((2, 2), np.uint8)])
+def test_what_is_no_label(tokenizer, label):
+    transforms = build_transforms({"text": MODALITIES["text"]}, True, tokenizer)
+    source = ArraySource("x", text=["dog"], label_x=[label])
+    with pytest.raises(UserError, match="label_x must be an integer or a uint8 vector"):
+        Pipeline(source, transforms, 1, 0).batch(0)
+
+
 @pytest.mark.parametrize("kwargs", [dict(batch_size=24), dict(batch_size=0)])
 def test_batch_size_must_fit(build, kwargs):
     with pytest.raises(UserError, match="23 examples"):

@@ -1,0 +1,101 @@
+"""Labels of rows: classes by name or number, one or several at once."""
+
+import os
+
+import numpy as np
+
+from multimodal.data.row_template import check_fields, get_field, word
+from multimodal.data.sources import read_label_names
+from multimodal.errors import UserError
+from multimodal.registry import nearest
+
+_KEYS = ("field", "names", "names_field", "multi")
+_MOST_CLASSES = 100_000
+
+
+class Labels:
+    """The labels of one key: `names` of the classes, and `of(row)`.
+
+    An integer is a class itself; any other value (text, true, false) is looked up among the names.
+    Unknown is -1. Names are those of the spec (a list, or a file below the root, one a line), or
+    those of `names_field` in the rows, or the sorted values of all rows; give them where another
+    file of the same kind may lack a class.
+    """
+
+    def __init__(self, spec, rows, root, where):
+        spec = {"field": spec} if isinstance(spec, str) else dict(spec)
+        for key in spec:
+            if key not in _KEYS:
+                raise UserError(f"{where}: unknown key {key!r}{nearest(key, _KEYS)}")
+        self._field, self._where = spec.get("field", ""), where
+        self._multi = bool(spec.get("multi", False))
+        check_fields([self._field], rows, where)
+        values = [v for row in rows for v in self._values(row)]
+        names = spec.get("names")
+        names = os.path.join(root, names) if names and isinstance(names, str) else names
+        self.names = read_label_names(names) or self._find_names(rows, values, spec)
+        self._numbers = {name: i for i, name in enumerate(self.names)}
+        if len(self._numbers) != len(self.names):
+            raise UserError(f"{where}: a name occurs twice among the names of classes")
+
+    def of(self, row):
+        """The class of a row, or uint8 [C] where there may be several."""
+        numbers = [self._number(v) for v in self._values(row)]
+        if not self._multi:
+            return numbers[0] if numbers else -1
+        out = np.zeros(len(self.names), np.uint8)
+        out[[n for n in numbers if n >= 0]] = 1
+        return out
+
+    def _values(self, row):
+        value = get_field(row, self._field)
+        if isinstance(value, list) and not self._multi:
+            raise UserError(
+                f"{self._where}: field {self._field!r} is a list: set multi=True, or name one of "
+                f"its places ('{self._field}.0')"
+            )
+        values = value if isinstance(value, list) else [value]
+        return [
+            v if _is_number(v) else word(v, self._field, self._where)
+            for v in values
+            if v is not None
+        ]
+
+    def _number(self, value):
+        if _is_number(value):
+            return value if 0 <= value < len(self.names) else -1
+        return self._numbers.get(value, -1)
+
+    def _find_names(self, rows, values, spec):
+        if "names_field" in spec:
+            return self._names_of(rows, spec["names_field"])
+        if not all(map(_is_number, values)):
+            return sorted({word(v, self._field, self._where) for v in values})
+        return [str(i) for i in range(self._classes(values))]
+
+    def _names_of(self, rows, field):
+        """Names by number, from a second field of the same rows."""
+        check_fields([field], rows, self._where)
+        names = {}
+        for row in rows:
+            name = get_field(row, field)
+            for number in self._values(row):
+                if not _is_number(number) or names.setdefault(number, name) != name:
+                    raise UserError(
+                        f"{self._where}: {self._field!r} {number!r} is no number, or has several "
+                        f"names in {field!r}: {names.get(number)!r}, {name!r}"
+                    )
+        return [str(names.get(i, i)) for i in range(self._classes(names))]
+
+    def _classes(self, numbers):
+        count = max(numbers, default=-1) + 1
+        if not 0 < count <= _MOST_CLASSES:
+            raise UserError(
+                f"{self._where}: {self._field!r} goes up to {count - 1}, so it is no class; give "
+                "`names`"
+            )
+        return count
+
+
+def _is_number(value):
+    return isinstance(value, int) and not isinstance(value, bool)
