@@ -181,17 +181,22 @@ def siglip(c):
 RECIPES = {"albef": albef, "clip": clip, "siglip": siglip}
 
 
-def recipe(c, arg, default="albef"):
-    """Apply what a config's argument asks for: a recipe's name, `albef_original`, `smoke`, joined
-    by commas.
-    """
+def words_of(arg, known):
+    """The comma-separated words of a config's argument. Raises UserError for an unknown one."""
     words = [w for w in arg.split(",") if w]
-    known = [*RECIPES, "albef_original", "smoke"]
     for w in words:
         if w not in known:
             raise UserError(
                 f"--config: no variant {w!r}{nearest(w, known)}; there are {', '.join(known)}"
             )
+    return words
+
+
+def recipe(c, arg, default="albef"):
+    """Apply what a config's argument asks for: a recipe's name, `albef_original`, `smoke`, joined
+    by commas.
+    """
+    words = words_of(arg, [*RECIPES, "albef_original", "smoke"])
     if "albef_original" in words:
         c.mode = "albef_original"
     chosen = [w for w in words if w in RECIPES] or [default]
@@ -220,21 +225,58 @@ def use_emoji(c):
     return c
 
 
+def joint(c, **fusion):
+    """All modalities into one representation h_m, by stage and operator; supervised."""
+    c.model.fusion.update(kind="joint", init_std=0.0, **fusion)
+    c.objectives.classification = dict(weight=1.0)
+    c.eval.names = ("classification",)
+    return c
+
+
+def classifier(classes, target="label", of="joint", multi=False):
+    """One entry of config.model.classifiers."""
+    return dict(of=of, classes=classes, target=target, multi=multi)
+
+
+SMALL = dict(width=32, heads=2, mlp_dim=64, depth=2)
+
+
 def smoke(c):
     """Shrink a config to seconds on a CPU and the embedded data; everything that it does is still
     done.
     """
-    use_emoji(c)
+    if {"image", "text"} == set(c.modalities) and not c.model.classifiers:
+        use_emoji(c)
+        c.modalities.image.update(size=32, patch=8)
+    else:
+        use_toy(c)
     c.steps, c.batch_size, c.log_every, c.save_every, c.micro_batches = 4, 16, 2, 2, 1
-    c.modalities.image.update(size=32, patch=8)
-    c.modalities.text.update(vocab_size=2048, max_length=12)
-    c.tokenizer.update(path="", vocab_size=2048)
-    sizes = dict(width=32, heads=2, mlp_dim=64, depth=1)
     for m in c.modalities.values():
-        m.update(sizes)
-    c.model.fusion.update(sizes)
+        m.update(SMALL)
+        if m.encoder == "text":
+            m.update(vocab_size=2048, max_length=12)
+    c.tokenizer.update(path="", vocab_size=2048)
+    c.model.fusion.update(SMALL, depth=1)
     c.model.embed_dim, c.model.dtype = 16, "float32"
     c.queue.size = min(c.queue.size, 64)
     c.eval.rerank = min(c.eval.rerank, 4)
+    c.eval.noise_levels, c.eval.train_examples = (0.0, 1.0), 32
     c.eval.pictures = 2
+    return c
+
+
+def use_toy(c):
+    """Train and evaluate on the embedded set of eight classes that any modality shows."""
+    c.data.source = "toy"
+    c.data.kwargs = dict(modalities=tuple(c.modalities), examples=32)
+    c.data.train_split, c.data.eval_splits, c.eval.best = "train", ("val",), ""
+    for m in c.modalities.values():
+        if m.encoder == "vit":
+            m.update(size=32, patch=8)
+        if m.encoder in ("video", "frames"):
+            m.update(size=32, patch=16, frames=4, channels=3)
+        if m.encoder == "spectrogram":
+            m.update(sample_rate=8000, seconds=0.5, fmax=0.0)
+    for one in c.model.classifiers.values():
+        one.update(target="label", classes=8)
     return c

@@ -14,8 +14,17 @@ import pathlib
 import numpy as np
 
 from multimodal.errors import UserError
-from multimodal.evals.embed import TokenStore, check_match, check_modality, embed, match_pairs
-from multimodal.nn.model import Net, build_model
+from multimodal.evals.classification import classifiers_of, logits_of
+from multimodal.evals.embed import (
+    TokenStore,
+    check_match,
+    check_modality,
+    embed,
+    map_rows,
+    match_pairs,
+)
+from multimodal.evals.records import joint_embed
+from multimodal.nn.model import JOINT, Net, build_model
 
 
 def load(workdir, step="latest", ema=False) -> "Loaded":
@@ -69,8 +78,10 @@ def _read_tokenizer(workdir, config):
 class Loaded:
     """A trained model and what it needs to read raw inputs.
 
-    Images may be paths, encoded bytes, PIL images or uint8 arrays [H, W, 3]; they go through the
-    transforms of the run's evaluation. A bad one raises UserError that says which.
+    Images may be paths, encoded bytes, PIL images or uint8 arrays [H, W, 3]; sounds paths, encoded
+    bytes, arrays [T] at the model's sample rate or pairs (array, rate); videos paths, encoded bytes
+    or uint8 arrays [T, H, W, 3]. They go through the transforms of the run's evaluation. A bad one
+    raises UserError that says which.
 
     Attributes:
       config, net, tokenizer, step: of the checkpoint.
@@ -105,57 +116,164 @@ class Loaded:
         """[N, E] unit-length embeddings of captions."""
         return self.embed("text", texts)
 
-    def similarity(self, images, texts) -> np.ndarray:
-        """[N, M] cosines of every image with every text, in -1..1."""
-        return self.embed_images(images) @ self.embed_texts(texts).T
+    def embed_audio(self, sounds) -> np.ndarray:
+        """[N, E] unit-length embeddings of sounds."""
+        return self.embed("audio", sounds)
 
-    def match(self, images, texts) -> np.ndarray:
-        """[N] probabilities that image i and text i belong together, by the matching head.
+    def embed_video(self, videos) -> np.ndarray:
+        """[N, E] unit-length embeddings of videos."""
+        return self.embed("video", videos)
 
-        Raises: UserError where the model has none, or the lists differ in length.
+    def embed_joint(self, **modalities) -> np.ndarray:
+        """[N, E] unit-length joint embeddings of examples with any of the model's modalities.
+
+        Args: as for `classify`. Raises: UserError for a model without a joint embedding.
+        """
+        return map_rows(joint_embed, self.net, *self._records(modalities), self.batch_size)
+
+    def classify(self, **modalities) -> dict:
+        """Probabilities of the classes by each classifier that has what it needs.
+
+            m.classify(image=["7.png"], audio=["seven.wav"])["digit"]
+
+        Args:
+          modalities: a list of raw values each, all of the same length; None in a list is an
+            example without that modality. Modalities that are not given are missing in all.
+        Returns: {classifier: [N, C]}, rows summing to 1; of several labels at once, each label's
+          own probability. A classifier of one modality is left out where that is not given, and is
+          NaN for an example without it.
+        Raises: UserError for a model without classifiers, or none that can do with what is given.
+        """
+        classifiers = classifiers_of(self.net)
+        take, count = self._records(modalities)
+        known = {n: c for n, c in classifiers.items() if c["of"] in (JOINT, *modalities)}
+        if not known:
+            wanted = ", ".join(dict.fromkeys(c["of"] for c in classifiers.values()))
+            raise UserError(f"classify: the model's classifiers need {wanted}")
+        logits = map_rows(logits_of, self.net, take, count, self.batch_size)
+        present = take(np.arange(count))
+        found = {}
+        for name, c in known.items():
+            x = logits[name].astype(np.float64)
+            p = 1 / (1 + np.exp(-x)) if c.get("multi") else softmax(x)
+            if c["of"] != JOINT:
+                p = np.where(present[f"{c['of']}_present"][:, None], p, np.nan)
+            found[name] = p.astype(np.float32)
+        return found
+
+    def similarity(self, first, second, modalities=("image", "text")) -> np.ndarray:
+        """[N, M] cosines of every one of the first list with every one of the second, in -1..1.
+
+        Args:
+          modalities: what the two lists are of.
+        """
+        return self.embed(modalities[0], first) @ self.embed(modalities[1], second).T
+
+    def match(self, first, second, modalities=("image", "text")) -> np.ndarray:
+        """[N] probabilities that example i of both lists belong together, by the matching head.
+
+        Args:
+          modalities: what the two lists are of.
+        Raises: UserError where the model has no such head, or the lists differ in length.
         """
         check_match(self.net.model)
-        images, texts = as_list(images), as_list(texts)
-        if len(images) != len(texts):
-            raise UserError(f"match takes pairs: {len(images)} images, {len(texts)} texts")
-        pairs = np.arange(len(images))
+        query = self.net.model.mlm_modality
+        if query not in modalities or modalities[0] == modalities[1]:
+            raise UserError(f"match compares {query} with another modality, not {modalities}")
+        lists = {m: self._list(m, v) for m, v in zip(modalities, (first, second), strict=True)}
+        counts = [f"{len(v)} {m}s" for m, v in lists.items()]
+        if len(set(map(len, lists.values()))) > 1:
+            raise UserError(f"match takes pairs: {', '.join(counts)}")
+        pairs = np.arange(len(lists[query]))
         stores = {
             m: TokenStore(self.net, m, self._inputs(m, values), self.batch_size)
-            for m, values in (("image", images), ("text", texts))
+            for m, values in lists.items()
         }
-        query = self.net.model.mlm_modality
-        context = "image" if query == "text" else "text"
+        context = next(m for m in modalities if m != query)
         logits = match_pairs(
             self.net, stores[query], stores[context], pairs, pairs, self.batch_size
         )
-        logits = logits.astype(np.float64)
-        return (1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))).astype(np.float32)
+        return softmax(logits.astype(np.float64))[:, 1].astype(np.float32)
+
+    def _kind(self, modality):
+        check_modality(self.net.model, modality)
+        return self.config.modalities[modality].transform
+
+    def _list(self, modality, values):
+        return as_list(values, self._kind(modality))
 
     def _inputs(self, modality, values):
-        check_modality(self.net.model, modality)
-        values = as_list(values)
+        """[N, ...] inputs of the modality's encoder."""
+        values = self._list(modality, values)
         if not values:
             raise UserError(f"{modality}: the list is empty, there is nothing to embed")
-        kind = self.config.modalities[modality].transform
-        read = {"image": read_image, "text": read_text}.get(kind, lambda value: value)
-        rows = []
-        for i, value in enumerate(values):
-            try:
-                rows.append(self.transforms[modality](read(value), None))
-            except UserError as e:
-                raise UserError(f"{modality} {i} of {len(values)}: {e}") from None
-        return np.stack(rows)
+        return np.stack([self._input(modality, v, i, len(values)) for i, v in enumerate(values)])
+
+    def _input(self, modality, value, i, count):
+        try:
+            return self.transforms[modality](read(value, self._kind(modality)), None)
+        except UserError as e:
+            raise UserError(f"{modality} {i} of {count}: {e}") from None
+
+    def _records(self, modalities):
+        """(function of an index to a batch of all the model's modalities, number of examples)."""
+        lists = {m: self._list(m, values) for m, values in modalities.items()}
+        counts = {m: len(values) for m, values in lists.items()}  # None stands for a missing one
+        if not lists or 0 in counts.values() or len(set(counts.values())) > 1:
+            told = ", ".join(f"{n} of {m}" for m, n in counts.items()) or "none"
+            raise UserError(f"give lists of equal length of one modality or more: there are {told}")
+        count = next(iter(counts.values()))
+        everything = {}
+        for m in self.net.model.modalities:
+            values = lists.get(m, [None] * count)
+            there = np.array([v is not None for v in values])
+            rows = [
+                self.transforms[m].empty() if v is None else self._input(m, v, i, count)
+                for i, v in enumerate(values)
+            ]
+            everything |= {m: np.stack(rows), f"{m}_present": there}
+        return lambda index: {k: v[index] for k, v in everything.items()}, count
 
 
-def as_list(values) -> list:
-    """Several values as a list; one path, caption, image or file's bytes as a list of one."""
+def softmax(logits) -> np.ndarray:
+    """Probabilities [N, C] of logits [N, C]."""
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+# Dimensions of one example given as an array: a larger array is several.
+DIMENSIONS = {"image": 3, "audio": 1, "video": 4}
+
+
+def as_list(values, kind="image") -> list:
+    """Several values as a list; one path, caption, image, sound or file's bytes as a list of one.
+
+    Args:
+      kind: name of the modality's transform, which says what one array is.
+    """
     from PIL import Image
 
     single = isinstance(values, str | bytes | os.PathLike | Image.Image)
-    single = single or (
-        isinstance(values, np.ndarray) and values.ndim < 4 and values.dtype == np.uint8
-    )
+    single = single or (kind == "audio" and is_rated(values))
+    if isinstance(values, np.ndarray) and kind in DIMENSIONS:
+        single = single or values.ndim <= DIMENSIONS[kind]
     return [values] if single else list(values)
+
+
+def is_rated(value) -> bool:
+    """Whether a value is a pair (samples, sample rate)."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | np.integer)
+
+
+def read(value, kind):
+    """A raw value as what the transform of that kind takes. Raises UserError for what it is not."""
+    if kind == "image":
+        return read_image(value)
+    if kind == "text":
+        return read_text(value)
+    if kind in ("audio", "video"):
+        return read_clip(value, kind)
+    return value
 
 
 def read_text(value) -> str:
@@ -163,6 +281,32 @@ def read_text(value) -> str:
     if not isinstance(value, str):
         raise UserError(f"a text must be a str, not {type(value).__name__}")
     return value
+
+
+def read_file(path) -> bytes:
+    """A file's bytes. Raises UserError where it cannot be read."""
+    try:
+        return pathlib.Path(path).expanduser().read_bytes()
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"cannot read {str(path)[:200]!r}: {getattr(e, 'strerror', None) or e}"
+        ) from None
+
+
+def read_clip(value, kind):
+    """A path, encoded bytes or array (sounds: or a pair of array and rate) of a sound or video.
+
+    Raises: UserError for a missing file or another kind of value.
+    """
+    if isinstance(value, str | os.PathLike):
+        return read_file(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if kind == "audio" and is_rated(value):
+        return np.asarray(value[0]), int(value[1])
+    if hasattr(value, "__array__"):
+        return np.asarray(value)
+    raise UserError(f"{kind} must be a path, bytes or an array, not {type(value).__name__}")
 
 
 def read_image(value):
@@ -173,12 +317,7 @@ def read_image(value):
     from PIL import Image
 
     if isinstance(value, str | os.PathLike):
-        try:
-            return pathlib.Path(value).expanduser().read_bytes()
-        except (OSError, ValueError) as e:
-            raise UserError(
-                f"cannot read {str(value)[:200]!r}: {getattr(e, 'strerror', None) or e}"
-            ) from None
+        return read_file(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, Image.Image):

@@ -6,27 +6,37 @@ import jax
 import numpy as np
 import pytest
 
+from configs import av_digits
 from multimodal import objectives
 from multimodal.config import load_config
 from multimodal.nn.model import build_model
 from multimodal.training import setup
 from multimodal.training.optim import make_optimizer
+from multimodal.training.validate import validate
 from tests import processes
 
 PARTS = ("common.py", "towers.py")
 FILES = sorted(p.name for p in pathlib.Path("configs").glob("[a-z]*.py") if p.name not in PARTS)
-VARIANTS = ["albef", "clip", "siglip", "albef_original"]
+RECIPES = ["albef", "clip", "siglip", "albef_original"]
+OWN = {  # variants of the configs that are not recipes over an image and a text tower
+    "av_digits.py": [*av_digits.CHANGES, "degraded,missing"],
+    "esc10.py": ["3", "zeroshot"],
+    "grid.py": ["fusion", "binding"],
+    "nlvr.py": ["image", "text"],
+}
+CASES = [(f, v) for f in FILES for v in ["", *OWN.get(f, RECIPES)]]
 
 
 def test_there_are_configs():
-    assert {"emoji.py", "flickr8k.py", "tfds.py", "clip.py", "albef.py"} <= set(FILES)
+    wanted = {"emoji.py", "emoji_styles.py", "flickr8k.py", "tfds.py", "clip.py", "albef.py", *OWN}
+    assert wanted <= set(FILES)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name, variant", CASES)
 def test_full_size_model_has_consistent_shapes(name, variant):
     """Shapes only: nothing is computed, whatever the size."""
     c = load_config(f"configs/{name}:{variant}")
+    validate(c)
     model = build_model(c)
     params = jax.eval_shape(lambda: setup.init_params(c, model))
     make_optimizer(c, params)
@@ -52,6 +62,16 @@ def test_smoke(name, tmp_path):
     )
     assert code == 0, err
     assert processes.metrics(tmp_path)[-1]["step"] == 4
+
+
+def test_smoke_of_alignment_and_adversaries(tmp_path):
+    spec = "configs/av_digits.py:critic,cca,adversarial,degraded,missing,smoke"
+    code, _, err = processes.run("train.py", "--config", spec, "--workdir", tmp_path)
+    assert code == 0, err
+    row = processes.metrics(tmp_path)
+    keys = set().union(*row)
+    assert {"cca/correlation", "generator/rank", "modality_critic/accuracy"} <= keys
+    assert "eval/val/robustness/digit/subset/image" in keys
 
 
 @pytest.mark.parametrize("variant", ["siglip", "albef_original"])

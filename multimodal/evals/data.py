@@ -1,11 +1,15 @@
 """What an evaluation reads: all rows of a split by modality, ids, groups and labels."""
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from multimodal.data.sources import build_source, is_label
+from multimodal.data.transforms import build_transforms
 from multimodal.errors import BadRecord, UserError
 
 log = logging.getLogger(__name__)
@@ -71,6 +75,13 @@ class EvalData:
       label_names: names of the classes, or None.
       transforms: modality -> function of (raw value, None) to an encoder input.
       credit: attribution of the data, for pictures.
+      records: modality -> int64 [N] number of the row's record; by default rows of equal ids are
+        one record, numbered in order of the ids.
+      targets: label key -> int64 [R] class of each record, or [R, C] of 0 and 1 where a record has
+        several labels; -1 for unknown. There is a row for every record number.
+      target_names: label key -> names of its classes, or None.
+      load_train: function that gives the EvalData of the training split, or None.
+      memo: what evaluators computed from this split and another one may need.
     """
 
     name: str
@@ -81,6 +92,16 @@ class EvalData:
     label_names: list | None = None
     transforms: dict = dataclasses.field(default_factory=dict)
     credit: str = ""
+    records: dict = dataclasses.field(default_factory=dict)
+    targets: dict = dataclasses.field(default_factory=dict)
+    target_names: dict = dataclasses.field(default_factory=dict)
+    load_train: Callable | None = None
+    memo: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        if not self.records and self.ids:
+            known = np.unique(np.concatenate(list(self.ids.values())))
+            self.records = {m: np.searchsorted(known, ids) for m, ids in self.ids.items()}
 
     def usable(self, modality) -> np.ndarray:
         """[N] bool: rows that could be decoded, known once they have been embedded."""
@@ -88,26 +109,32 @@ class EvalData:
         ok[list(getattr(self.rows[modality], "bad", ()))] = False
         return ok
 
+    def train(self) -> "EvalData":
+        """The training split, or the first records of it, for what is fitted to features.
 
-def from_source(source, transforms, name, threads=2, max_bad_share=0.0) -> EvalData:
-    """EvalData of a whole source; images are read again, and decoded, when they are embedded.
+        Raises: UserError where there is none.
+        """
+        if self.load_train is None:
+            raise UserError(
+                f"{self.name}: probes and CCA are fitted on the training split, which this data "
+                "does not come with: set config.data.train_split, or EvalData.load_train"
+            )
+        return self.load_train()
+
+
+def from_source(source, transforms, name, threads=2, max_bad_share=0.0, most=None) -> EvalData:
+    """EvalData of a source; images are read again, and decoded, when they are embedded.
 
     Args:
       transforms: modality -> function, as data.transforms.build_transforms(train=False) gives.
       max_bad_share: share of records that may be unreadable; they are left out and logged.
+      most: read so many records from the start; None: all.
     Raises: UserError for a source with more unreadable records, or without any of a modality.
     """
-    columns = {m: _Column() for m in transforms}
-    bad = 0
-    for i in range(len(source)):
-        try:
-            record = source[i]
-        except BadRecord as e:
-            bad += 1
-            log.warning("%s: record %d left out of the evaluation: %s", name, i, e)
-            if bad > max_bad_share * len(source):
-                raise UserError(f"{name}: {bad} records cannot be read; the last: {e}") from None
-            continue
+    count = len(source) if most is None else min(most, len(source))
+    columns, targets = {m: _Column() for m in transforms}, _Targets(count)
+    for i, record in _read(source, count, name, max_bad_share * count):
+        targets.add(i, record)
         for m, column in columns.items():
             column.add(i, m, record)
     empty = [m for m, column in columns.items() if not column.ids]
@@ -115,7 +142,7 @@ def from_source(source, transforms, name, threads=2, max_bad_share=0.0) -> EvalD
         raise UserError(
             f"{name}: no example has the modality {', '.join(empty)}: set other eval_splits"
         )
-    columns = {m: column for m, column in columns.items() if column.ids}
+    label_names = getattr(source, "label_names", None)
     return EvalData(
         name,
         {
@@ -132,10 +159,53 @@ def from_source(source, transforms, name, threads=2, max_bad_share=0.0) -> EvalD
         {m: np.array(c.ids, np.int64) for m, c in columns.items()},
         {m: np.array(c.groups) for m, c in columns.items() if any(c.groups)},
         {m: np.array(c.labels, np.int64) for m, c in columns.items()},
-        getattr(source, "label_names", None),
+        label_names,
         transforms,
         getattr(source, "credit", ""),
+        {m: np.array([i for i, _ in c.where], np.int64) for m, c in columns.items()},
+        targets.arrays(),
+        {"label": label_names} | (getattr(source, "targets", None) or {}),
     )
+
+
+def _read(source, count, name, max_bad):
+    """(index, record) of the first `count` records of a source that can be read."""
+    bad = 0
+    for i in range(count):
+        try:
+            record = source[i]
+        except BadRecord as e:
+            bad += 1
+            log.warning("%s: record %d left out of the evaluation: %s", name, i, e)
+            if bad > max_bad:
+                raise UserError(f"{name}: {bad} records cannot be read; the last: {e}") from None
+            continue
+        yield i, record
+
+
+class _Targets:
+    """Labels by record number while a source is read; -1 where a record has none."""
+
+    def __init__(self, count):
+        self._count, self._found = count, {}
+
+    def add(self, index, record):
+        for key in filter(is_label, record):
+            self._found.setdefault(key, {})[index] = np.asarray(record[key], np.int64)
+
+    def arrays(self):
+        """label key -> int64 [R] or [R, C]."""
+        out = {}
+        for key, values in self._found.items():
+            shape = next(iter(values.values())).shape
+            out[key] = np.full((self._count, *shape), -1, np.int64)
+            for i, value in values.items():
+                if value.shape != shape:
+                    raise UserError(
+                        f"record {i}: {key} has shape {value.shape}, in other records {shape}"
+                    )
+                out[key][i] = value
+        return out
 
 
 class _Column:
@@ -156,7 +226,7 @@ class _Column:
             self.where.append((index, k if isinstance(value, list) else None))
             self.ids.append(record["id"])
             self.groups.append(group)
-            self.labels.append(record.get("label", -1))
+            self.labels.append(int(record.get("label", -1)))
 
     def getter(self, source, modality):
         texts, where = self.texts, self.where
@@ -172,21 +242,25 @@ class _Column:
 
 
 def load_eval_data(config, tokenizer, splits=None) -> list[EvalData]:
-    """EvalData of each of `splits` (by default config.data.eval_splits) of the config's source."""
-    from multimodal.data.sources import build_source
-    from multimodal.data.transforms import build_transforms
+    """EvalData of each of `splits` (by default config.data.eval_splits) of the config's source.
 
+    Their `train()` is that of config.data.train_split, read when it is first asked for.
+    """
     splits = splits or config.data.eval_splits
     if not splits:
         raise UserError("config.data.eval_splits is empty: name the splits to evaluate on")
     transforms = build_transforms(config.modalities, train=False, tokenizer=tokenizer)
-    return [
-        from_source(
-            build_source(config.data.source, split, config.data.kwargs.to_dict()),
-            transforms,
-            split,
-            config.data.threads,
-            config.data.max_bad_share,
-        )
-        for split in splits
-    ]
+    kwargs = config.data.kwargs.to_dict()
+
+    def read(split, most=None):
+        source = build_source(config.data.source, split, kwargs)
+        share = config.data.max_bad_share
+        return from_source(source, transforms, split, config.data.threads, share, most)
+
+    @functools.cache
+    def load_train():
+        return read(config.data.train_split, config.eval.get("train_examples", 4000))
+
+    has_train = bool(config.data.get("train_split"))
+    found = [read(split) for split in splits]
+    return [dataclasses.replace(d, load_train=load_train if has_train else None) for d in found]

@@ -44,6 +44,12 @@ def check_modality(model, modality):
         )
 
 
+def gives_embedding(net, modality, rows) -> bool:
+    """Whether the modality's tower gives a point of the shared space (pool is not 'none')."""
+    one = {modality: as_rows(rows)[np.zeros(1, int)]}
+    return jax.eval_shape(lambda batch: net.encode(batch)[modality].embed, one) is not None
+
+
 def as_rows(rows):
     """A list becomes an array; what has a shape or indexes by arrays stays."""
     return (

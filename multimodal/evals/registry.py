@@ -7,7 +7,10 @@ from multimodal.registry import lookup
 EVALUATORS: dict[str, Callable] = {}
 
 # Modules whose import registers our evaluators; a fork's are named as `package.module:function`.
-MODULES = ("multimodal.evals.retrieval", "multimodal.evals.zeroshot")
+MODULES = tuple(
+    f"multimodal.evals.{name}"
+    for name in ("retrieval", "zeroshot", "classification", "robustness", "gap", "probe", "cca")
+)
 
 
 def register(name):

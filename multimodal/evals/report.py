@@ -3,13 +3,15 @@
 import json
 import pathlib
 
+from multimodal.evals.grids import by_first, sections
 from multimodal.evals.run import overridden
 from multimodal.evals.table import table
 from multimodal.nn.model import Net
 
 
 def report(workdir, step="latest", overrides=()):
-    """Print the tables of eval/STEP.json and draw pictures/: retrieval sheets and loss curves.
+    """Print the tables of eval/STEP.json and draw pictures/: robustness, retrieval sheets and loss
+    curves.
 
     Returns: paths of the pictures. Raises UserError where there is no checkpoint.
     """
@@ -22,15 +24,31 @@ def report(workdir, step="latest", overrides=()):
         return []
     workdir = pathlib.Path(workdir)
     loaded = load(workdir, step)
-    scores = workdir / "eval" / f"{loaded.step}.json"
+    scores, paths = workdir / "eval" / f"{loaded.step}.json", []
     if scores.is_file():
-        print(f"\n{table(json.loads(scores.read_text(encoding='utf-8')))}\n")
-    paths = retrieval_sheets(loaded, workdir / "pictures", overridden(loaded.config, overrides))
+        metrics = json.loads(scores.read_text(encoding="utf-8"))
+        print(f"\n{table(metrics)}\n")
+        paths += robustness_pictures(metrics, workdir / "pictures", loaded.step)
+    paths += retrieval_sheets(loaded, workdir / "pictures", overridden(loaded.config, overrides))
     if (workdir / "metrics.jsonl").is_file():
         paths.append(loss_curves(workdir))
     for path in paths:
         print(f"picture: {path}")
     return paths
+
+
+def robustness_pictures(metrics, folder, step) -> list:
+    """A picture of each split that the robustness evaluator measured."""
+    from multimodal.evals.curves import draw_robustness
+
+    return [
+        draw_robustness(
+            pathlib.Path(folder, f"robustness_{split.replace('/', '_')}.png"),
+            by_first(found),
+            title=f"{split}, step {step}",
+        )
+        for split, found in sections(metrics, "robustness").items()
+    ]
 
 
 def retrieval_sheets(loaded, folder, config) -> list:

@@ -7,11 +7,15 @@ import numpy as np
 
 from multimodal.errors import UserError
 from multimodal.evals.embed import TokenStore, check_match, embed, match_pairs
+from multimodal.evals.records import embed_joint
 from multimodal.evals.registry import register
+from multimodal.nn.model import JOINT
+from multimodal.registry import nearest
 
 RECALLS = (1, 5, 10)
 HALF = 0.5 - 1e-12
 TIE = 1e-6  # cosines (or logits) closer than this are a tie: what rounding decides is no merit
+NOT_GROUPS = ("classify", "robustness", "cca", "gap", "probe")  # other evaluators' names
 CELLS = 2**25  # of the largest matrix, queries x targets
 
 
@@ -28,7 +32,8 @@ def retrieval(net, data, cfg, mesh=None) -> dict[str, float]:
     Args:
       cfg: `batch_size`; `rerank` (candidates that the matching head re-ranks; 0: off); optional
         `rerank_score` ('itm': logit of a match, as in ALBEF; 'sum': that plus the cosine, as in
-        BLIP) and `pairs` ((a, b), ...), by default all pairs of the split's modalities.
+        BLIP) and `pairs` ((a, b), ...), by default all pairs of the split's modalities. In a pair,
+        'joint' is the joint representation of each record without the pair's other modality.
     """
     pairs = cfg.get("pairs") or list(itertools.combinations(data.rows, 2))
     if not pairs:
@@ -38,34 +43,76 @@ def retrieval(net, data, cfg, mesh=None) -> dict[str, float]:
     batch_size, k = cfg["batch_size"], cfg.get("rerank", 0)
     if k:
         check_match(net.model)
-    embeds = {
-        m: embed(net, m, data.rows[m], batch_size, mesh)
-        for m in dict.fromkeys(sum(map(list, pairs), []))
-    }
+    check_pairs(pairs, data)
+    plain = dict.fromkeys(m for pair in pairs for m in pair if m != JOINT)
+    sides = {m: _modality_side(net, data, m, batch_size, mesh) for m in plain}
     metrics, recalls = {}, []
     for a, b in pairs:
         scorer = None
-        if k and net.model.mlm_modality in (a, b):  # What the fusion was trained on.
+        if k and net.model.mlm_modality in (a, b) and JOINT not in (a, b):  # as it was trained
             scorer = Scorer(net, data.rows, a, b, batch_size, mesh, cfg.get("rerank_score", "itm"))
+        if JOINT in (a, b):
+            other = a if b == JOINT else b
+            sides[JOINT] = _joint_side(net, data, other, batch_size, mesh)
         for q, t in ((b, a), (a, b)):
-            found = _direction(data, embeds, q, t, scorer, k)
+            found = _direction(data.name, sides, q, t, scorer, k)
             recalls += [found[f"{data.name}/{q}_to_{t}/r{n}"] for n in RECALLS]
             metrics |= found
     return metrics | {f"{data.name}/mean_recall": float(np.mean(recalls))}
 
 
-def _direction(data, embeds, q, t, scorer, k):
+def check_pairs(pairs, data):
+    """Raise UserError unless each pair is two different modalities of the data, or one and
+    'joint'.
+    """
+    for pair in pairs:
+        known = (*data.rows, JOINT)
+        unknown = [m for m in pair if m not in known]
+        if unknown:
+            raise UserError(
+                f"config.eval.pairs: {data.name} has no {unknown[0]!r}"
+                f"{nearest(unknown[0], known)}; there are {', '.join(known)}"
+            )
+        if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
+            raise UserError(
+                f"config.eval.pairs: {pair!r} is no pair of modalities: give (('image', 'text'),)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What is searched for or among: embed [N, E], ids [N], usable [N], groups [N] or None."""
+
+    embed: np.ndarray
+    ids: np.ndarray
+    usable: np.ndarray
+    groups: np.ndarray | None = None
+
+
+def _modality_side(net, data, m, batch_size, mesh):
+    embeds = embed(net, m, data.rows[m], batch_size, mesh)
+    return Side(embeds, data.ids[m], data.usable(m), data.groups.get(m))
+
+
+def _joint_side(net, data, other, batch_size, mesh):
+    """Whole records without what they are searched by, or for: it would give itself away."""
+    embeds, records, usable = embed_joint(net, data, batch_size, mesh, without=(other,))
+    return Side(embeds, records.ids, usable)
+
+
+def _direction(split, sides, q, t, scorer, k):
     """Metrics of one direction, over all rows and by group."""
-    usable = {m: data.usable(m) for m in (q, t)}
-    groups = {m: data.groups[m] for m in (q, t) if m in data.groups}
+    groups = {m: sides[m].groups for m in (q, t) if sides[m].groups is not None}
     names = sorted({g for values in groups.values() for g in values if g})
     metrics, whole = {}, {}
     for group in ["", *(names if len(names) > 1 else ())]:
         rows = {
-            m: np.flatnonzero(usable[m] & ((groups[m] == group) if group and m in groups else True))
+            m: np.flatnonzero(
+                sides[m].usable & ((groups[m] == group) if group and m in groups else True)
+            )
             for m in (q, t)
         }
-        ids = {m: data.ids[m][rows[m]] for m in (q, t)}
+        ids = {m: sides[m].ids[rows[m]] for m in (q, t)}
         if group and t not in groups:  # The same targets: these queries' ranks are known.
             ranks = {
                 name: r[np.searchsorted(whole["rows"], rows[q])]
@@ -73,9 +120,10 @@ def _direction(data, embeds, q, t, scorer, k):
             }
         else:
             pick = scorer and (lambda i, j, rows=rows: scorer(q, rows[q][i], rows[t][j]))
-            ranks = rank_all(embeds[q][rows[q]], embeds[t][rows[t]], ids[q], ids[t], pick, k)
+            embeds = sides[q].embed[rows[q]], sides[t].embed[rows[t]]
+            ranks = rank_all(*embeds, ids[q], ids[t], pick, k)
         whole = whole or {"rows": rows[q], "ranks": ranks}
-        prefix = f"{data.name}/{group}/" if group else f"{data.name}/"
+        prefix = f"{split}/{group}/" if group else f"{split}/"
         matches = count_matches(ids[q], ids[t])
         for name, r in ranks.items():
             found = summary(r, matches, len(ids[t]))
@@ -207,6 +255,8 @@ def parse(name) -> Name | None:
     """The parts of 'SPLIT/[GROUP/]A_to_B[_reranked]/METRIC', or None for another metric's name."""
     parts = name.split("/")
     if len(parts) not in (3, 4) or "_to_" not in parts[-2]:
+        return None
+    if len(parts) == 4 and parts[1] in NOT_GROUPS:
         return None
     direction = parts[-2].removesuffix("_reranked")
     query, _, target = direction.partition("_to_")

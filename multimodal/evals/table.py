@@ -1,5 +1,6 @@
-"""Retrieval and classification metrics as text tables for a terminal."""
+"""Metrics as text tables for a terminal."""
 
+from multimodal.evals.grids import grids
 from multimodal.evals.languages import language
 from multimodal.evals.retrieval import RECALLS, parse
 
@@ -8,7 +9,7 @@ HEADS = tuple(f"R@{n}" for n in RECALLS) + ("medR",)
 
 
 def table(metrics: dict) -> str:
-    """Tables of all retrieval and zero-shot metrics; '' where there are none.
+    """Tables of all metrics that our evaluators give; '' where there are none.
 
     Retrieval: one table a split, pair of modalities and ranking; a row for all, one a group, one
     for chance; R@1, R@5, R@10 in percent and median rank, both ways.
@@ -18,7 +19,7 @@ def table(metrics: dict) -> str:
         (n.split, frozenset((n.query, n.target)), n.reranked) for n in names.values()
     )
     blocks = [_retrieval_table(metrics, names, *which) for which in sorted(tables, key=_order)]
-    return "\n\n".join([*blocks, *_zeroshot_lines(metrics)])
+    return "\n\n".join([*blocks, *_zeroshot_lines(metrics), *grids(metrics)])
 
 
 def _order(which):
@@ -63,14 +64,21 @@ def _mean_chance(values, groups):
     return found
 
 
+# Names of metrics that are the data's or the evaluator's, whatever the model does.
+CONSTANTS = ("count", "targets", "classes", "majority", "components", "l2")
+
+
 def headline(metrics: dict) -> dict:
-    """The metrics worth following over the steps: of whole splits, no counts or chance levels."""
+    """The metrics worth following over the steps: of whole splits, no counts or chance levels; of a
+    ladder of noise the area alone.
+    """
     kept = {}
     for key, value in metrics.items():
         name = key.rpartition("/")[2]
         parsed = parse(key)
-        constant = name in ("count", "targets", "classes") or name.startswith("chance")
-        if not constant and not (parsed and parsed.group):
+        constant = name in CONSTANTS or name.startswith("chance")
+        step = "/noise/" in key and name != "area"
+        if not constant and not step and not (parsed and parsed.group):
             kept[key] = value
     return kept
 

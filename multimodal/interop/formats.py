@@ -1,140 +1,19 @@
 """Formats by name: how to know one, what its table is, and what model its weights belong to."""
 
-import dataclasses
-import math
 import re
-from collections.abc import Callable
 from functools import partial
 
 from multimodal.errors import UserError
-from multimodal.interop import tables
-from multimodal.interop.hints import settle_act, settle_heads
+from multimodal.interop import tables, tower_formats
+from multimodal.interop.reader import (
+    CLIP_PIXELS,
+    HALF_PIXELS,
+    IMAGENET_PIXELS,
+    Format,
+    model_config,
+    single,
+)
 from multimodal.registry import lookup, nearest
-
-CLIP_PIXELS = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
-IMAGENET_PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-HALF_PIXELS = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-NO_TEMPERATURE = {"kind": "none", "init": 1.0, "min": 1.0, "max": 1.0, "bias": None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """A way to name weights.
-
-    Attributes:
-      table: fn(config, prefix, names) -> Table, names telling what modalities are called here.
-      marker: regex of a name that only this format has; its group is the prefix.
-      config: fn(Reader) -> (modalities, model), what the weights' sizes say.
-      towers: of 'image', 'text', those that it has.
-      prefix: fn(config) -> prefix to export with.
-    """
-
-    table: Callable
-    marker: str
-    config: Callable
-    towers: tuple[str, ...] = ("image",)
-    prefix: Callable = lambda config: ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """A state dict and what lies beside it, while a model's config is read from it."""
-
-    state: dict
-    prefix: str
-    where: str
-    hints: dict
-    act: object
-    heads: object
-    is_clip: bool = False
-
-    def shape(self, name):
-        """Shape of an array of theirs. Raises UserError if there is none."""
-        if name not in self.state:
-            raise UserError(f"{self.where}: no {name}, which this format must have")
-        return self.state[name].shape
-
-    def depth(self, start):
-        """Number of layers under a prefix."""
-        found = [re.match(re.escape(start) + r"(\d+)\.", k) for k in self.state]
-        found = [int(m[1]) for m in found if m]
-        if not found:
-            raise UserError(f"{self.where}: no layers under {start}")
-        return max(found) + 1
-
-    def block(self, m, start, up, eps):
-        """Sizes and switches that a tower's blocks share."""
-        return {
-            "depth": self.depth(start),
-            "mlp_dim": self.shape(f"{start}0.{up}.weight")[0],
-            "heads": settle_heads(m, self.heads, self.hints, self.where),
-            "act": settle_act(m, self.act, self.hints, self.where, self.is_clip),
-            "eps": float(self.hints.get(m, {}).get("eps", eps)),
-        }
-
-    def vit(self, conv, positions, start, up, eps, pixels, **switches):
-        """Config of a ViT; `switches` are the fields that names alone tell."""
-        width, _, patch, _ = self.shape(f"{conv}.weight")
-        count = self.shape(positions)[-2] - switches["class_token"]
-        if math.isqrt(count) ** 2 != count:
-            raise UserError(f"{self.where}: {positions} has {count} patches, not a square")
-        defaults = {
-            "pre_norm": False,
-            "final_norm": "tokens",
-            "pool": "class",
-            "pooler": False,
-            "proj": False,
-        }
-        return {
-            "encoder": "vit",
-            "size": patch * math.isqrt(count),
-            "patch": patch,
-            "width": width,
-            "patch_bias": f"{conv}.bias" in self.state,
-            "proj_bias": False,
-            **self.block("image", start, up, eps),
-            **pixels,
-            **defaults,
-            **switches,
-        }
-
-    def text(self, words, positions, start, up, eps, **switches):
-        """Config of a text Transformer."""
-        vocab_size, width = self.shape(words)
-        defaults = {
-            "norm": "pre",
-            "causal": False,
-            "mask_padding": False,
-            "type_embed": 0,
-            "embed_norm": False,
-            "final_norm": True,
-            "pooler": False,
-            "eot_id": self.hints.get("text", {}).get("eot_id", -1),
-        }
-        return {
-            "encoder": "text",
-            "vocab_size": vocab_size,
-            "width": width,
-            "max_length": self.shape(positions)[0],
-            **self.block("text", start, up, eps),
-            **defaults,
-            **switches,
-        }
-
-
-def model_config(embed_dim, temperature=NO_TEMPERATURE, fusion=None, heads=()):
-    """The `model` part of a config."""
-    return {
-        "embed_dim": embed_dim,
-        "fusion": fusion or {"kind": "none"},
-        "heads": heads,
-        "temperature": dict(temperature),
-        "mlm_modality": "text",
-        "dtype": "float32",
-    }
 
 
 def timm_image(r, p=None, **switches):
@@ -146,17 +25,7 @@ def timm_image(r, p=None, **switches):
     )
 
 
-def single_image(make, **kwargs):
-    """The config of a format that is one image tower."""
-
-    def config(r):
-        c = make(r, **kwargs)
-        return {"image": c}, model_config(c["width"])
-
-    return config
-
-
-def hf_vit_image(r, start, up):
+def hf_vit_image(r, start, up, pixels=HALF_PIXELS):
     p = r.prefix
     return r.vit(
         f"{p}embeddings.patch_embeddings.projection",
@@ -164,7 +33,7 @@ def hf_vit_image(r, start, up):
         p + start,
         up,
         1e-12,
-        HALF_PIXELS,
+        pixels,
         class_token=True,
         pooler=f"{p}pooler.dense.weight" in r.state,
     )
@@ -241,7 +110,7 @@ def open_clip_pair(r):
     return {"image": image, "text": text}, model_config(r.shape("visual.proj")[1], temperature)
 
 
-def bert_text(r, proj=False):
+def bert_text(r, proj=False, **switches):
     """BERT's embeddings and layers."""
     p = f"{r.prefix}embeddings."
     return r.text(
@@ -259,6 +128,7 @@ def bert_text(r, proj=False):
         proj=proj,
         proj_bias=proj,
         pooler=f"{r.prefix}pooler.dense.weight" in r.state,
+        **switches,
     )
 
 
@@ -267,6 +137,29 @@ def bert_config(r):
     c = bert_text(r)
     heads = ("mlm",) if "cls.predictions.bias" in r.state else ()
     return {"text": c}, model_config(c["width"], heads=heads)
+
+
+def roberta_config(r):
+    """RobertaModel and RobertaForMaskedLM: positions count from the padding id 1 on."""
+    c = bert_text(r, position_offset=2, pad_id=1)
+    heads = ("mlm",) if "lm_head.bias" in r.state else ()
+    return {"text": c | {"max_length": c["max_length"] - 2}}, model_config(c["width"], heads=heads)
+
+
+def is_roberta(state, prefix, config):
+    """RoBERTa's layers have BERT's names. What tells it: its config, the model's name before the
+    weights', its head, positions without one for padding (row 1, which is never trained), or the
+    order in which its class defines its embeddings."""
+    if config and "model_type" in config:
+        return config["model_type"] in ("roberta", "xlm-roberta", "camembert")
+    if prefix.endswith("roberta.") or "lm_head.dense.weight" in state:
+        return True
+    parts = ("word_embeddings", "token_type_embeddings", "LayerNorm", "position_embeddings")
+    names = [f"{prefix}embeddings.{part}.weight" for part in parts]
+    if any(name not in state for name in names):
+        return False
+    positions, places = state[names[-1]], {name: i for i, name in enumerate(state)}
+    return not positions[1:2].any() or [places[n] for n in names] == sorted(map(places.get, names))
 
 
 def albef_config(r):
@@ -296,6 +189,10 @@ def bert_prefix(config):
     return "bert." if "mlm" in config["model"]["heads"] else ""
 
 
+def roberta_prefix(config):
+    return "roberta." if "mlm" in config["model"]["heads"] else ""
+
+
 PAIR = ("image", "text")
 image_tower = partial(tables.one_tower, modality="image")
 old_vit = {"names": tables.HF_VIT_OLD, "layers": "encoder.layer."}
@@ -316,24 +213,58 @@ FORMATS: dict[str, Format] = {
     "clip_open_clip": Format(
         tables.clip_open_clip, r"(|text\.)token_embedding\.weight", open_clip_pair, PAIR
     ),
+    "blip_vision_hf": tower_formats.BLIP,
     "siglip_vision_hf": Format(
-        image_tower(tables.vision_hf), r"(.*?)head\.probe", single_image(hf_image)
+        image_tower(tables.vision_hf), r"(.*?)head\.probe", single("image", hf_image)
     ),
     "clip_vision_hf": Format(
-        image_tower(tables.vision_hf), r"(.*?)embeddings\.class_embedding", single_image(hf_image)
+        image_tower(tables.vision_hf),
+        r"(.*?)embeddings\.class_embedding",
+        single("image", hf_image),
     ),
+    "ast_hf": tower_formats.AST,
+    "ast_hf_old": tower_formats.AST_OLD,
+    "dinov2_hf": tower_formats.DINOV2,
+    "dinov2_hf_old": tower_formats.DINOV2_OLD,
+    "videomae_hf": tower_formats.VIDEOMAE,
+    "whisper_hf": tower_formats.WHISPER,
+    "wav2vec2_hf": tower_formats.WAV2VEC2,
     "vit_hf": Format(
         image_tower(tables.vit_hf),
         r"(.*?)layers\.0\.attention\.q_proj\.weight",
-        single_image(hf_vit_image, start="layers.", up="mlp.fc1"),
+        single("image", hf_vit_image, start="layers.", up="mlp.fc1"),
+    ),
+    "flava_image_hf": Format(
+        image_tower(tables.vit_hf, **old_vit, leftovers=tables.MASK_TOKEN),
+        r"(.*?)embeddings\.mask_token",
+        single(
+            "image",
+            hf_vit_image,
+            start="encoder.layer.",
+            up="intermediate.dense",
+            pixels=CLIP_PIXELS,
+        ),
+        fits=lambda state, prefix, config: (
+            f"{prefix}encoder.layer.0.attention.attention.query.weight" in state
+        ),
     ),
     "vit_hf_old": Format(
         image_tower(tables.vit_hf, **old_vit),
         r"(.*?)encoder\.layer\.0\.attention\.attention\.query\.weight",
-        single_image(hf_vit_image, start="encoder.layer.", up="intermediate.dense"),
+        single("image", hf_vit_image, start="encoder.layer.", up="intermediate.dense"),
     ),
     "timm": Format(
-        image_tower(tables.vit_timm), r"(.*?)blocks\.0\.attn\.qkv\.weight", single_image(timm_image)
+        image_tower(tables.vit_timm),
+        r"(.*?)blocks\.0\.attn\.qkv\.weight",
+        single("image", timm_image),
+    ),
+    "roberta": Format(
+        partial(tables.bert, head="lm_head.", transform="dense", last="layer_norm"),
+        r"(.*?)embeddings\.word_embeddings\.weight",
+        roberta_config,
+        ("text",),
+        roberta_prefix,
+        fits=is_roberta,
     ),
     "bert": Format(
         tables.bert,
@@ -345,9 +276,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def detect(state: dict, where: str, format: str = "auto") -> tuple[str, str]:
-    """(format, prefix of the weights' names). Raises UserError for names that no format, or not
-    this one, has."""
+def detect(state: dict, where: str, format: str = "auto", config=None) -> tuple[str, str]:
+    """(format, prefix of the weights' names); the codebase's own config helps if there is one.
+
+    Raises UserError for names that no format, or not this one, has.
+    """
     if format != "auto" and format not in FORMATS:
         raise UserError(
             f"unknown weights format {format!r}{nearest(format, FORMATS)}; "
@@ -356,7 +289,7 @@ def detect(state: dict, where: str, format: str = "auto") -> tuple[str, str]:
     for name in FORMATS if format == "auto" else (format,):
         found = (re.fullmatch(FORMATS[name].marker, key) for key in state)
         match = next((m for m in found if m), None)
-        if match:
+        if match and (format != "auto" or FORMATS[name].fits(state, match[1], config)):
             return name, match[1]
     sample = ", ".join(sorted(state)[:4])
     what = "of no known format" if format == "auto" else f"not of format {format}"

@@ -27,8 +27,59 @@ HF_DEFAULTS = {
     },
     "bert": {"text": {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12}},
     "vit_hf": {"image": {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12}},
+    "dinov2_hf": {
+        "image": {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    },
+    "blip_vision_hf": {
+        "image": {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
+    },
+    "ast_hf": {
+        "audio": {
+            "num_attention_heads": 12,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-12,
+            "num_mel_bins": 128,
+            "max_length": 1024,
+            "frequency_stride": 10,
+            "time_stride": 10,
+        }
+    },
+    "whisper_hf": {
+        "audio": {
+            "encoder_attention_heads": 6,
+            "activation_function": "gelu",
+            "layer_norm_eps": 1e-5,
+        }
+    },
+    "wav2vec2_hf": {
+        "audio": {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
+    },
+    "videomae_hf": {
+        "video": {"num_attention_heads": 12, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    },
 }
+PARTS = {
+    "image": "vision_config",
+    "text": "text_config",
+    "audio": "audio_config",
+    "video": "video_config",
+}
+# What else weights do not tell, under the codebase's names.
+SIZES = (
+    "num_mel_bins",
+    "max_length",
+    "frequency_stride",
+    "time_stride",
+    "conv_stride",
+    "do_stable_layer_norm",
+    "num_frames",
+    "image_size",
+)
 FAMILY = {
+    "roberta": "bert",
+    "flava_image_hf": "vit_hf",
+    "dinov2_hf_old": "dinov2_hf",
+    "ast_hf_old": "ast_hf",
     "clip_vision_hf": "clip_hf",
     "siglip_vision_hf": "siglip_hf",
     "vit_hf_old": "vit_hf",
@@ -48,15 +99,17 @@ def read_hints(config: dict | None, format: str) -> dict:
     if not ("model_type" in config or "vision_config" in config or "hidden_act" in config):
         return hints
     family = FAMILY.get(format, format)
-    for m, part in (("image", "vision_config"), ("text", "text_config")):
+    for m, part in PARTS.items():
         defaults = HF_DEFAULTS.get(family, {}).get(m)
         if defaults is None:
             continue
         c = defaults | config.get(part, config if part not in config else {})
+        is_whisper = family == "whisper_hf"  # whose config is that of both halves
         hints[m] = {
-            "heads": c["num_attention_heads"],
-            "act": known_act(c["hidden_act"]),
+            "heads": c["encoder_attention_heads" if is_whisper else "num_attention_heads"],
+            "act": known_act(c["activation_function" if is_whisper else "hidden_act"]),
             "eps": c["layer_norm_eps"],
+            **{k: c[k] for k in SIZES if k in c},
         }
         if m == "text" and family == "clip_hf" and c.get("eos_token_id", 2) != 2:
             hints[m]["eot_id"] = c["eos_token_id"]
@@ -91,8 +144,8 @@ def settle_act(m: str, given, hints: dict, where: str, is_clip: bool) -> str:
     nothing is guessed.
 
     Args:
-      m: 'image' or 'text'; given: what the caller states, a name or {m: name}, or None; hints: see
-        read_hints.
+      m: 'image', 'text', ...; given: what the caller states, a name or {m: name}, or None; hints:
+        see read_hints.
     Raises UserError where nobody says it, and where two sources disagree.
     """
     given = per_modality(given, m) or None

@@ -6,6 +6,8 @@ called.
 
 from functools import partial
 
+import numpy as np
+
 from multimodal.interop.engine import Entry, Table
 from multimodal.interop.posembed import resize_grid, resize_line
 from multimodal.interop.transforms import (
@@ -105,7 +107,8 @@ def attention(p, o, names):
         entries = []
         for word in QKV:
             name = names["split"].format(word=word, letter=word[0])
-            entries += dense(p + name, f"{o}/{word}", vector=Flat())
+            bias = word != "key" or names.get("key_bias", True)
+            entries += dense(p + name, f"{o}/{word}", bias, vector=Flat())
     return entries + dense(p + names["out"], f"{o}/out", kernel=Kernel(inputs=2))
 
 
@@ -114,6 +117,8 @@ def block(p, o, names, kind="attention"):
     entries = attention(p, f"{o}/{kind}", names)
     for key in ("norm", "norm_attention", "norm_cross_attention", "norm_mlp"):
         entries += norm(p + names[key], f"{o}/{key}") if key in names else []
+    for key in ("scale_attention", "scale_mlp"):
+        entries += [Entry(p + names[key], (f"{o}/{key}",))] if key in names else []
     for key in ("up", "down"):
         entries += dense(p + names[key], f"{o}/mlp/{key}") if key in names else []
     return entries
@@ -131,14 +136,14 @@ def grid(c, antialias=False):
     return lambda x, shape: resize_grid(x, shape[1], c["class_token"], antialias)
 
 
-def line(x, shape):
-    """How a text Transformer's position embedding is resized."""
-    return resize_line(x, shape[-2])
+def line(x, shape, keep=0):
+    """How a text Transformer's position embedding is resized; the first `keep` rows stay."""
+    return np.concatenate([x[:keep], resize_line(x[keep:], shape[-2] - keep)])
 
 
 def patches(p, o, c):
     """The patch embedding."""
-    return dense(p, f"{o}/patch_embed", c["patch_bias"], Conv(c["patch"]))
+    return dense(p, f"{o}/patch_embed", c["patch_bias"], Conv((c["patch"], c["patch"])))
 
 
 def vit_timm(p, o, c):
@@ -219,12 +224,19 @@ def text_open_clip(p, o, c):
 
 
 def text_bert(p, o, c, fusion=None, fuser=""):
-    """BERT, whose upper layers are the fusion where there is one (ALBEF)."""
+    """BERT and RoBERTa, whose upper layers are the fusion where there is one (ALBEF)."""
+    keep = c.get("position_offset", 0)
+    positions = Entry(
+        f"{p}embeddings.position_embeddings.weight",
+        (f"{o}/pos_embed",),
+        resize=partial(line, keep=keep),
+    )
     entries = [
         Entry(f"{p}embeddings.word_embeddings.weight", (f"{o}/token_embed/embedding",)),
-        Entry(f"{p}embeddings.position_embeddings.weight", (f"{o}/pos_embed",), resize=line),
+        *([] if keep else [positions]),
         Entry(f"{p}embeddings.token_type_embeddings.weight", (f"{o}/type_embed",)),
         *norm(f"{p}embeddings.LayerNorm", f"{o}/norm_embed"),
+        *([positions] if keep else []),  # RoBERTa's files have them here
         *blocks(f"{p}encoder.layer.", o, BERT_SELF, c["depth"]),
         *(dense(f"{p}pooler.dense", f"{o}/pooler_dense") if c.get("pooler") else []),
     ]
@@ -237,12 +249,12 @@ def text_bert(p, o, c, fusion=None, fuser=""):
     return entries
 
 
-def mlm_head(p, o):
+def mlm_head(p, o, transform="transform.dense", last="transform.LayerNorm"):
     """BERT's masked-language-modelling head; its output layer is tied to the word embeddings."""
     return [
         Entry(f"{p}bias", (f"{o}/bias",)),
-        *dense(f"{p}transform.dense", f"{o}/transform"),
-        *norm(f"{p}transform.LayerNorm", f"{o}/norm"),
+        *dense(f"{p}{transform}", f"{o}/transform"),
+        *norm(f"{p}{last}", f"{o}/norm"),
     ]
 
 
@@ -255,13 +267,19 @@ def tied_mlm(p, trunk):
 BUFFERS = (r"(.*\.)?position_ids", r"(.*\.)?num_batches_tracked", r"(.*\.)?attn_mask")
 
 
-def one_tower(tower, modality, **kwargs):
-    """A format that is a single tower: table(config, prefix, names)."""
+MASK_TOKEN = (r"(.*\.)?embeddings\.mask_token",)  # of masked image modelling
+
+
+def one_tower(tower, modality, leftovers=(), **kwargs):
+    """A format that is a single tower: table(config, prefix, names).
+
+    `leftovers` are regexes of names in its files that our model has no use for.
+    """
 
     def table(cfg, prefix, names):
         m = names[modality]
         entries = tower(prefix, f"params/encoder_{m}", cfg["modalities"][m], **kwargs)
-        return Table(tuple(entries), ignored=BUFFERS)
+        return Table(tuple(entries), ignored=BUFFERS + leftovers)
 
     return table
 
@@ -298,16 +316,16 @@ def clip_open_clip(cfg, prefix, names):
     return Table(tuple(entries), ignored=BUFFERS)
 
 
-def bert(cfg, prefix, names):
+def bert(cfg, prefix, names, head="cls.predictions.", **parts):
     """BertModel and BertForMaskedLM; for a model with a fusion, layers beyond the text encoder's go
-    there."""
+    there. `head` and `parts` are the names of the head (RoBERTa's are others)."""
     text, model = names["text"], cfg["model"]
     c = cfg["modalities"][text]
     fusion = model["fusion"] if model["fusion"]["kind"] != "none" else None
     entries, tied = text_bert(prefix, f"params/encoder_{text}", c, fusion, "params/fuser"), ()
     if "mlm" in model["heads"]:
-        entries += mlm_head("cls.predictions.", "params/mlm_head")
-        tied = tied_mlm("cls.predictions.", prefix)
+        entries += mlm_head(head, "params/mlm_head", **parts)
+        tied = tied_mlm(head, prefix)
     return Table(tuple(entries), tied, BUFFERS)
 
 

@@ -63,7 +63,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-    """A matrix of theirs is the transpose of ours."""
+    """Axes in reverse order: a matrix, or a convolution over time, [out, in, taps] of theirs."""
 
     def to_ours(self, x, shapes):
         return [x.T]
@@ -88,17 +88,18 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A patch convolution [D, C, p, p] of theirs is a dense layer [p * p * C, D] on patches
+    """A patch convolution [D, C, *patch] of theirs is a dense layer [prod(patch) * C, D] on patches
     here."""
 
-    patch: int
+    patch: tuple[int, ...]
 
     def to_ours(self, x, shapes):
-        return [x.transpose(2, 3, 1, 0).reshape(-1, len(x))]
+        return [np.moveaxis(x, (0, 1), (-1, -2)).reshape(-1, len(x))]
 
     def to_theirs(self, arrays):
         w = arrays[0]
-        return w.reshape(self.patch, self.patch, -1, w.shape[-1]).transpose(3, 2, 0, 1)
+        w = w.reshape(*self.patch, -1, w.shape[-1])
+        return np.moveaxis(w, (-1, -2), (0, 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from multimodal.errors import UserError
 from multimodal.interop import engine, files, formats
 from multimodal.interop.hints import read_hints, settle_act
+from multimodal.interop.reader import Reader
 from multimodal.interop.stacks import stack_flat, unstack_flat
 from multimodal.nn.model import build_model
 from multimodal.objectives.queue import EMPTY
 
 log = logging.getLogger(__name__)
+
+KINDS = {
+    "vit": "image",
+    "text": "text",
+    "spectrogram": "audio",
+    "whisper": "audio",
+    "wav2vec2": "audio",
+    "video": "video",
+    "frames": "video",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +60,21 @@ def open_state(weights, config=None):
     )
 
 
+RENAMES = (
+    # The first BERT files.
+    (".LayerNorm.gamma", ".LayerNorm.weight"),
+    (".LayerNorm.beta", ".LayerNorm.bias"),
+    # VideoMAE's biases apart from their layers; torch's first weight normalisation (wav2vec 2.0).
+    (".attention.attention.q_bias", ".attention.attention.query.bias"),
+    (".attention.attention.v_bias", ".attention.attention.value.bias"),
+    ("pos_conv_embed.conv.weight_g", "pos_conv_embed.conv.parametrizations.weight.original0"),
+    ("pos_conv_embed.conv.weight_v", "pos_conv_embed.conv.parametrizations.weight.original1"),
+)
+
+
 def modern(state):
-    """Names as torch has them since 2018: the first BERT files call LayerNorm's arrays gamma and
-    beta."""
-    renames = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
-    for old, new in renames:
+    """Names as today's classes have them: see RENAMES."""
+    for old, new in RENAMES:
         state = {k.removesuffix(old) + new if k.endswith(old) else k: v for k, v in state.items()}
     return state
 
@@ -70,26 +91,23 @@ def model_config_from_weights(weights, heads=None, act=None, format="auto", conf
     Raises UserError for what neither weights nor config nor caller says, and where they disagree.
     """
     state, config, where = open_state(weights, config)
-    name, prefix = formats.detect(state, where, format)
+    name, prefix = formats.detect(state, where, format, config)
     return config_of(state, name, prefix, where, read_hints(config, name), heads, act)
 
 
 def config_of(state, name, prefix, where, hints, heads, act):
     """model_config_from_weights after detection."""
-    reader = formats.Reader(
-        state, prefix, where, hints, act, heads, is_clip=name.startswith("clip")
-    )
+    reader = Reader(state, prefix, where, hints, act, heads, is_clip=name.startswith("clip"))
     modalities, model = formats.find(name).config(reader)
     return {"modalities": modalities, "model": model}
 
 
 def modality_names(cfg) -> dict:
-    """{'image': name, 'text': name}: the first modality with a ViT and the first with a text
-    Transformer."""
+    """{'image': name, 'text': name, 'audio': ..., 'video': ...}: the first modality with an encoder
+    of that kind."""
     names = {}
     for m, c in cfg["modalities"].items():
-        kind = {"vit": "image", "text": "text"}.get(c["encoder"])
-        names.setdefault(kind, m)
+        names.setdefault(KINDS.get(c["encoder"]), m)
     return names
 
 
@@ -124,7 +142,7 @@ def import_weights(
     not cfg's.
     """
     state, config, where = open_state(weights, config)
-    name, prefix = formats.detect(state, where, format)
+    name, prefix = formats.detect(state, where, format, config)
     hints = read_hints(config, name)
     if cfg is None:
         cfg = config_of(state, name, prefix, where, hints, heads, act)
@@ -186,7 +204,7 @@ def check_act(cfg, name, where, hints, act):
         theirs = settle_act(kind, act, hints, where, name.startswith("clip"))
         ours = {f"modalities.{m}.act": cfg["modalities"][m]["act"]}
         fusion = cfg["model"]["fusion"]
-        if kind == "text" and name in ("albef", "bert") and fusion["kind"] != "none":
+        if kind == "text" and name in ("albef", "bert", "roberta") and fusion["kind"] != "none":
             ours["model.fusion.act"] = fusion["act"]
         for key, value in ours.items():
             if value != theirs:
@@ -200,10 +218,16 @@ def abstract_params(cfg) -> dict:
     model = build_model(cfg)
     batch = {}
     for m, c in cfg["modalities"].items():
-        if c["encoder"] == "vit":
+        kind = KINDS.get(c["encoder"])
+        if kind == "image":
             batch[m] = jnp.zeros((1, c["size"], c["size"], 3), jnp.float32)
-        elif c["encoder"] == "text":
+        elif kind == "text":
             batch[m] = jnp.zeros((1, c["max_length"]), jnp.int32)
+        elif kind == "audio":
+            batch[m] = jnp.zeros((1, round(c["sample_rate"] * c["seconds"])), jnp.float32)
+        elif kind == "video":
+            shape = (1, c["frames"], c["size"], c["size"], c["channels"])
+            batch[m] = jnp.zeros(shape, jnp.float32)
         else:
             raise UserError(f"modality {m}: no weights format has an encoder {c['encoder']!r}")
     return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
@@ -224,7 +248,7 @@ def initialise_from(params, init_cfg, model_cfg):
     flat = flatten_dict(params, sep="/")
     shapes = {k: v.shape for k, v in flat.items()}
     state, config, where = open_state(init_cfg["path"])
-    name, prefix = formats.detect(state, where, init_cfg["format"] or "auto")
+    name, prefix = formats.detect(state, where, init_cfg["format"] or "auto", config)
     check_act(cfg, name, where, read_hints(config, name), init_cfg.get("act") or None)
     found = read(
         state,
@@ -263,18 +287,23 @@ def export_weights(params, cfg, format, ema=None, queue=None) -> dict[str, np.nd
     return state
 
 
+# What does not change the model: how inputs are normalised, and how a factor starts.
+FREE = {"mean", "std", "eps", "spec_mean", "spec_std", "seconds", "normalize_wave", "layer_scale"}
+
+
 def check_export(state, cfg, format, prefix):
     """Would its readers build this model from the file? Weights alone do not show pooling,
     causality, epsilon."""
     names = modality_names(cfg)
     ours = {kind: cfg["modalities"][m] for kind, m in names.items() if kind}
     heads, acts = ({k: c[key] for k, c in ours.items()} for key in ("heads", "act"))
-    theirs = config_of(state, format, prefix, f"export to {format}", {}, heads, acts)["modalities"]
-    free = {"mean", "std", "eps"}
+    sizes = {k: formats.find(format).sizes(ours[k]) for k in formats.find(format).towers}
+    where = f"export to {format}"
+    theirs = config_of(state, format, prefix, where, sizes, heads, acts)["modalities"]
     for kind, c in theirs.items():
         for key, value in c.items():
             mine = ours[kind].get(key, value)
-            if key not in free and mine != value:
+            if key not in FREE and mine != value:
                 raise UserError(
                     f"export to {format}: modalities.{names[kind]}.{key} is {mine!r}, "
                     f"that format's model has {value!r}"

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from multimodal.nn.encoders import mean_pool
 from multimodal.nn.layers import Block, BlockConfig, Stack, Tokens, attend, fold_keys, layer_norm
-from multimodal.nn.operators import OPERATORS, Concatenation
+from multimodal.nn.operators import OPERATORS
 
 STAGES = ("early", "hybrid", "late")
 
@@ -119,17 +119,15 @@ class JointFusion(nn.Module):
     @nn.compact
     def __call__(self, encoded: dict):
         parts = [self._enter(m, encoded[m]) for m in self.names]
-        combine = Concatenation(self.width, dtype=self.dtype, name="combine")
+        at_end = self.operator if self.stage == "late" else "concat"
         if self.operator == "attention":
+            at_end = "concat"
             parts, pairs = self._attention(parts)
         else:
-            if self.stage == "late":
-                combine = self._operator("combine")
-            elif self.bottleneck:
-                parts = self._bottleneck(parts)
-            else:
-                parts = self._one_sequence(parts)
+            if self.stage != "late":
+                parts = self._bottleneck(parts) if self.bottleneck else self._one_sequence(parts)
             pairs = [pool(p) for p in parts]
+        combine = self._operator(at_end, "combine")
         h = combine([jnp.where(there, x, 0) for x, there in pairs], [there for _, there in pairs])
         return concatenate(parts), layer_norm(self.eps, self.dtype, "norm_joint")(h)
 
@@ -147,15 +145,12 @@ class JointFusion(nn.Module):
             dtype=self.dtype,
         )
 
-    def _operator(self, name):
-        cls = OPERATORS[self.operator]
+    def _operator(self, operator, name):
+        cls = OPERATORS[operator]
         options = {
             k: getattr(self, k) for k in ("inner", "rank", "form") if k in cls.__dataclass_fields__
         }
         return cls(self.width, **options, dtype=self.dtype, name=name)
-
-    def _concatenation(self, name):
-        return Concatenation(self.width, dtype=self.dtype, name=name)
 
     def _enter(self, m, e):
         """A modality's tokens (late: its pooled vector as one) in the joint width; the layer's bias
@@ -192,7 +187,7 @@ class JointFusion(nn.Module):
             mean = jnp.broadcast_to(mean_pool(other)[:, None], p.x.shape)
             mine = p.mask[..., None]
             xs = [jnp.where(mine, p.x, 0), jnp.where(there, mean, 0)]
-            added = self._operator(f"condition_{self.names[i]}")(xs, [mine, there])
+            added = self._operator(self.operator, f"condition_{self.names[i]}")(xs, [mine, there])
             out.append(p.replace(x=p.x + added))
         return out
 

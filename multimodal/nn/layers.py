@@ -58,6 +58,8 @@ class BlockConfig:
     attention_dropout: float = 0.0  # of attention probabilities
     init_std: float = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation (BERT: 0.02)
     dtype: str = "float32"
+    layer_scale: float = 0.0  # > 0: branches times a learned vector that starts so (CaiT, DINOv2)
+    key_bias: bool = True  # False: keys without bias, which softmax cannot see (Whisper, VideoMAE)
 
     @property
     def kernel_init(self):
@@ -65,6 +67,17 @@ class BlockConfig:
         if self.init_std:
             return nn.initializers.normal(self.init_std)
         return nn.initializers.xavier_uniform()
+
+
+def shared_fields(module, cls) -> dict:
+    """The fields of a dataclass that a module has as well, with the module's values."""
+    own = {f.name for f in dataclasses.fields(module)} - {"parent", "name"}
+    return {f.name: getattr(module, f.name) for f in dataclasses.fields(cls) if f.name in own}
+
+
+def block_config(module, **changes) -> BlockConfig:
+    """The BlockConfig that a module's fields of the same names ask for, with changes."""
+    return BlockConfig(**shared_fields(module, BlockConfig) | changes)
 
 
 def shard_batch(x):
@@ -128,6 +141,7 @@ class Attention(nn.Module):
     causal: bool = False
     kernel_init: Callable = nn.initializers.xavier_uniform()
     dtype: str = "float32"
+    key_bias: bool = True
 
     @nn.compact
     def __call__(self, x, context, mask=None, keys=None):
@@ -137,7 +151,9 @@ class Attention(nn.Module):
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
-        q, k, v = split(name="query")(x), split(name="key")(context), split(name="value")(context)
+        q = split(name="query")(x)
+        k = split(name="key", use_bias=self.key_bias)(context)
+        v = split(name="value")(context)
         out = attend(q, k, v, mask, self.causal, self.dropout, keys)
         return nn.DenseGeneral(
             self.width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out"
@@ -183,10 +199,15 @@ class Block(nn.Module):
             c.attention_dropout,
             kernel_init=c.kernel_init,
             dtype=c.dtype,
+            key_bias=c.key_bias,
         )
 
         def branch(x, name, i, fn):
             norm = layer_norm(c.eps, c.dtype, f"norm_{name}")
+            if c.layer_scale:
+                start = nn.initializers.constant(c.layer_scale)
+                scale = self.param(f"scale_{name}", start, (c.width,)).astype(x.dtype)
+                fn = partial(lambda f, h, k: f(h, k) * scale, fn)
             keys_in, keys_out = fold_keys(keys, 2 * i), fold_keys(keys, 2 * i + 1)
             if c.norm == "pre":
                 return x + dropout(fn(norm(x), keys_in), c.dropout, keys_out)
@@ -225,6 +246,8 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x, keys=None, mask=None, context=None):
+        if not self.depth:
+            return x
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=not self.scan)

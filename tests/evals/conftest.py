@@ -59,7 +59,7 @@ def match_logits(net, batch):
 
 @pytest.fixture(scope="session")
 def net():
-    model = Model(dict(image=IMAGE, text=TEXT), 8, FUSION, ("match",), dict(kind="none"))
+    model = Model(dict(image=IMAGE, text=TEXT), 8, FUSION, ("match",), scaling=dict(kind="none"))
     batch = dict(image=random_images(2), text=random_texts(2))
     params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0), batch)["params"])
     # A head of the usual small start would leave all pairs nearly tied.

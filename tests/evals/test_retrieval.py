@@ -18,6 +18,7 @@ from multimodal.evals.retrieval import (
     summary,
 )
 from tests.evals.conftest import match_logits
+from tests.evals.toy import toy_data, toy_net
 
 
 def unit_rows(n, e, rng):
@@ -175,6 +176,32 @@ def test_reranking_few_keeps_the_order_of_the_rest():
         expected = brute_force(reference, query_ids, target_ids)
         np.testing.assert_array_equal(found["_reranked"], expected)
         np.testing.assert_array_equal(found[""], brute_force(cosines, query_ids, target_ids))
+
+
+def test_joint_representation_as_query_and_target():
+    """It is that of the record without the other modality of the pair."""
+    rng = np.random.default_rng(0)
+    data = toy_data(12)
+    image, audio = rng.integers(1, 9, (12, 5)), rng.integers(1, 9, (12, 5))
+    data.rows = dict(image=image.astype(np.uint8), audio=audio.astype(np.float32))
+    data.rows["text"] = np.repeat(image + audio, 2, 0).astype(np.float32)
+    data.ids["text"] = data.records["text"] = np.repeat(np.arange(12), 2)
+    cfg = dict(batch_size=8, pairs=(("joint", "text"), ("image", "text")))
+    found = retrieval(toy_net(("image", "audio", "text")), data, cfg)
+    assert found["dev/joint_to_text/r1"] == found["dev/text_to_joint/r1"] == 1
+    assert found["dev/joint_to_text/count"] == 12 and found["dev/text_to_joint/count"] == 24
+    assert found["dev/image_to_text/r1"] < 1
+
+
+@pytest.mark.parametrize("pair", [("image", "txt"), ("text", "text"), ("image",), "image"])
+def test_pairs_that_are_none(net, data, pair):
+    with pytest.raises(UserError, match=r"config\.eval\.pairs"):
+        retrieval(net, data, dict(batch_size=16, pairs=(pair,)))
+
+
+def test_a_model_without_joint_embedding(net, data):
+    with pytest.raises(UserError, match="no joint embedding"):
+        retrieval(net, data, dict(batch_size=16, pairs=(("joint", "text"),)))
 
 
 def test_unknown_rerank_score(net, data):

@@ -7,6 +7,7 @@ from multimodal.errors import UserError
 from multimodal.evals.embed import embed
 from multimodal.evals.zeroshot import accuracy, class_embeddings, zeroshot
 from tests.evals.conftest import random_texts
+from tests.evals.toy import toy_data, toy_net
 
 
 def test_separable_classes_are_all_right():
@@ -58,6 +59,28 @@ def test_texts_classified_by_their_own_prompts(net, data):
     assert found["dev/zeroshot/top1"] == 1
     assert found["dev/zeroshot/count"] == 5, "the unlabelled row is not counted"
     assert np.unique(embed(both, "text", prompts), axis=0).shape[0] == 4
+
+
+def test_sounds_and_joint_representations_by_prompts(caplog):
+    """Prompts of the toy model are one-hot; the joint representation leaves the prompts out."""
+    data = toy_data(20, wrong_sounds=0.5)
+    data.labels = dict.fromkeys(data.rows, data.targets["label"])
+    data.label_names = [f"n{i}" for i in range(5)]
+    data.rows["text"] = np.eye(5)[(data.targets["label"] + 2) % 5].astype(np.float32) * 1000
+    data.ids["text"] = data.records["text"] = np.arange(20)
+    data.transforms = {"text": lambda text, rng: np.eye(5, dtype=np.float32)[int(text[-1])]}
+    net = toy_net(("image", "audio", "text"))
+    cfg = dict(batch_size=4, templates=("{}",), prompt="text")
+    for modality, top1 in (("", 1), ("image", 1), ("audio", 0.5), ("joint", 1)):
+        found = zeroshot(net, data, cfg | dict(classify=modality))
+        assert found["dev/zeroshot/top1"] == top1, modality
+    assert not caplog.records
+    found = zeroshot(net, data, cfg | dict(templates=("{}0",)))
+    assert found["dev/zeroshot/top1"] == 0, "prompts that are all alike"
+    assert "the prompts of 4 classes are embedded like another's" in caplog.text
+    for wrong in ("text", "imgae"):
+        with pytest.raises(UserError, match=r"config\.eval\.classify"):
+            zeroshot(net, data, cfg | dict(classify=wrong))
 
 
 def test_data_without_labels(net, data):

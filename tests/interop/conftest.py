@@ -87,6 +87,89 @@ LONE_VIT = VIT | {"proj": False, "proj_bias": False}
 LONE_BERT = BERT | {"proj": False, "proj_bias": False}
 CLIP_VIT = CLIP["modalities"]["image"] | {"proj": False}
 
+LONE = {"proj": False, "proj_bias": False}
+DINOV2 = LONE_VIT | {"layer_scale": 1.0}
+ROBERTA = LONE_BERT | {"position_offset": 2, "pad_id": 1}
+WAVES = {"sample_rate": 16_000, "window": 400, "hop": 160, "fmin": 0.0, "fmax": 0.0}
+AST = {
+    "encoder": "spectrogram",
+    "seconds": (31 * 160 + 400) / 16_000,  # 32 frames
+    "mels": 16,
+    **WAVES,
+    "features": "kaldi",
+    "fft": 512,
+    "fmin": 20.0,
+    "patch": (8, 8),
+    "stride": (4, 6),
+    "width": 12,
+    "depth": 2,
+    **TRUNK,
+    "class_token": True,
+    "distillation_token": True,
+    "pool": "class",
+    **LONE,
+}
+WHISPER = {
+    "encoder": "whisper",
+    "seconds": 0.1,
+    "mels": 16,
+    **WAVES,
+    "features": "whisper",
+    "position_embedding": "learned",
+    "key_bias": False,
+    "width": 12,
+    "depth": 2,
+    **TRUNK,
+    "pool": "mean",
+    **LONE,
+}
+WAV2VEC2 = {
+    "encoder": "wav2vec2",
+    "sample_rate": 16_000,
+    "seconds": 1.0,
+    "conv_dims": (6, 6),
+    "conv_kernels": (8, 4),
+    "conv_strides": (4, 2),
+    "position_kernel": 4,
+    "position_groups": 3,
+    "width": 12,
+    "depth": 2,
+    **TRUNK,
+    "pool": "mean",
+    **LONE,
+}
+VIDEOMAE = {
+    "encoder": "video",
+    "frames": 4,
+    "size": 16,
+    "channels": 3,
+    "patch": 8,
+    "tubelet": 2,
+    "attention": "joint",
+    "position_embedding": "sinusoid",
+    "class_token": False,
+    "final_norm": "none",
+    "key_bias": False,
+    "width": 12,
+    "depth": 2,
+    **TRUNK,
+    "pool": "mean",
+    **LONE,
+}
+# What the weights of a format do not tell, as the codebase's config has it.
+SAID = {
+    "ast_hf": {
+        "model_type": "audio-spectrogram-transformer",
+        "num_mel_bins": 16,
+        "max_length": 32,
+        "frequency_stride": 4,
+        "time_stride": 6,
+    },
+    "wav2vec2_hf": {"model_type": "wav2vec2", "conv_stride": [4, 2]},
+    "videomae_hf": {"model_type": "videomae", "num_frames": 4, "image_size": 16},
+}
+SAID["ast_hf_old"] = SAID["ast_hf"]
+
 # format -> config of a model that it can hold
 CASES = {
     "albef": ALBEF,
@@ -97,7 +180,17 @@ CASES = {
     "clip_vision_hf": config({"image": CLIP_VIT}, embed_dim=12),
     "vit_hf": config({"image": LONE_VIT | {"pooler": True}}, embed_dim=12),
     "vit_hf_old": config({"image": LONE_VIT | {"pooler": True}}, embed_dim=12),
+    "flava_image_hf": config({"image": LONE_VIT | {"pooler": True}}, embed_dim=12),
+    "blip_vision_hf": config({"image": LONE_VIT | {"final_norm": "twice"}}, embed_dim=12),
+    "dinov2_hf": config({"image": DINOV2}, embed_dim=12),
+    "dinov2_hf_old": config({"image": DINOV2}, embed_dim=12),
+    "ast_hf": config({"audio": AST}, embed_dim=12),
+    "ast_hf_old": config({"audio": AST}, embed_dim=12),
+    "whisper_hf": config({"audio": WHISPER}, embed_dim=12),
+    "wav2vec2_hf": config({"audio": WAV2VEC2}, embed_dim=12),
+    "videomae_hf": config({"video": VIDEOMAE}, embed_dim=12),
     "timm": config({"image": LONE_VIT}, embed_dim=12),
+    "roberta": config({"text": ROBERTA | {"pooler": True}}, embed_dim=16, heads=("mlm",)),
     "bert": config({"text": LONE_BERT | {"pooler": True}}, embed_dim=16, heads=("mlm",)),
 }
 
@@ -115,7 +208,14 @@ def random_params(cfg, seed=0):
 
 def exported(format, seed=0):
     """A state dict in that format."""
-    return export_weights(random_params(CASES[format], seed), CASES[format], format)
+    return export_weights(random_params(CASES[format], seed), CASES[format], format) | extra(format)
+
+
+def extra(format):
+    """What files of a format have beside our weights: here, what tells FLAVA from ViT."""
+    if format != "flava_image_hf":
+        return {}
+    return {"embeddings.mask_token": np.zeros((1, 1, 12), np.float32)}
 
 
 @pytest.fixture

@@ -10,7 +10,16 @@ from multimodal.interop import FORMATS, export_weights, import_weights, model_co
 from multimodal.interop.export import write
 from multimodal.interop.stacks import stack_layers, unstack_layers
 from multimodal.interop.weights import abstract_params
-from tests.interop.conftest import ALBEF, CASES, CLIP, exported, random_like, random_params
+from tests.interop.conftest import (
+    ALBEF,
+    CASES,
+    CLIP,
+    SAID,
+    exported,
+    extra,
+    random_like,
+    random_params,
+)
 
 
 def assert_same(a, b):
@@ -28,7 +37,8 @@ def test_round_trip_is_exact(format):
     cfg = CASES[format]
     params = random_params(cfg)
     state = export_weights(params, cfg, format)
-    back = import_weights(state, act="gelu", heads=2)
+    read = state | extra(format)
+    back = import_weights(read, act="gelu", heads=2, config=SAID.get(format))
     assert back.format == format
     assert_same(back.params, params)
     assert_same(export_weights(back.params, back.config, format), state)
@@ -36,7 +46,8 @@ def test_round_trip_is_exact(format):
 
 @pytest.mark.parametrize("format", CASES)
 def test_model_is_read_off_the_weights(format):
-    cfg = model_config_from_weights(exported(format), heads=2, act="gelu")
+    state, said = exported(format), SAID.get(format)
+    cfg = model_config_from_weights(state, heads=2, act="gelu", config=said)
     for m, c in CASES[format]["modalities"].items():
         got = cfg["modalities"][m]
         assert {k: got[k] for k in c if k != "eps"} == {k: v for k, v in c.items() if k != "eps"}

@@ -1,0 +1,193 @@
+"""The Vision Transformer, and what Transformers over patches of sound or video share with it."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from multimodal.errors import UserError
+from multimodal.nn.layers import (
+    Attention,
+    BlockConfig,
+    Mlp,
+    Stack,
+    Tokens,
+    block_config,
+    dropout,
+    fold_keys,
+    layer_norm,
+)
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling with a learned probe (SigLIP): [B, L, D] -> [B, D]."""
+
+    cfg: BlockConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.cfg
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, c.width))
+        probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, c.width))
+        x = Attention(c.width, c.heads, dtype=c.dtype, name="attention")(probe, x)
+        h = layer_norm(c.eps, c.dtype, "norm")(x)
+        return (x + Mlp(c.width, c.mlp_dim, c.act, dtype=c.dtype, name="mlp")(h))[:, 0]
+
+
+def mean_pool(tokens: Tokens):
+    """Mean over real tokens; zero for an example without any."""
+    w = tokens.mask[..., None].astype(tokens.x.dtype)
+    return (tokens.x * w).sum(1) / jnp.maximum(w.sum(1), 1)
+
+
+def pooler(x, dtype):
+    """BERT's and ViT's tanh(dense(x)); call inside a compact method."""
+    return jnp.tanh(nn.Dense(x.shape[-1], dtype=dtype, name="pooler")(x))
+
+
+def sinusoids(length: int, width: int):
+    """[length, width] of interleaved sines and cosines (Vaswani et al. 2017, section 3.5)."""
+    angles = np.arange(length)[:, None] / 10_000 ** (2 * (np.arange(width) // 2) / width)
+    return np.where(np.arange(width) % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+
+
+def normalize(image, mean, std, dtype):
+    """uint8 [..., C] -> (x / 255 - mean) / std in dtype; floats pass through."""
+    if image.dtype != jnp.uint8:
+        return image.astype(dtype)
+    mean, std = jnp.asarray(mean, jnp.float32) * 255, jnp.asarray(std, jnp.float32) * 255
+    return ((image.astype(jnp.float32) - mean) / std).astype(dtype)
+
+
+def patchify(image, patch, stride=None):
+    """[B, H, W, C] -> [B, patches, p*p*C]; a dense layer on it is the patch convolution.
+
+    Args:
+      patch: pixels, a number or (down, across).
+      stride: likewise; None: the patch. Pixels that fill no whole patch are left out.
+    """
+    (p, q), stride = pair(patch), pair(stride or patch)
+    b, h, w, c = image.shape
+    if stride != (p, q) or h % p or w % q:
+        rows, columns = (windows(n, k, s) for n, k, s in zip((h, w), (p, q), stride))
+        x = image[:, rows][:, :, :, columns]
+    else:
+        x = image.reshape(b, h // p, p, w // q, q, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * q * c)
+
+
+def pair(n):
+    """(n, n) of a number; two numbers as they are."""
+    return (n, n) if isinstance(n, int) else tuple(n)
+
+
+def windows(length, size, stride):
+    """[N, size] indices of the whole windows in a line."""
+    return np.arange((length - size) // stride + 1)[:, None] * stride + np.arange(size)
+
+
+class PatchTransformer(nn.Module):
+    """What Transformers over embedded patches share, whatever the patches are of.
+
+    A subclass embeds its input in a compact `__call__` and returns `self.transform(...)`.
+    """
+
+    width: int = 768
+    depth: int = 12  # 0: patches and positions, then the final norm
+    heads: int = 12
+    mlp_dim: int = 3072
+    act: str = "gelu"
+    eps: float = 1e-6
+    class_token: bool = True
+    distillation_token: bool = False  # a second one after it (DeiT, AST); pool 'class' means both
+    position_embedding: str = "learned"  # 'sinusoid': fixed sines and cosines (VideoMAE)
+    pre_norm: bool = False  # LayerNorm before the blocks (CLIP)
+    # 'tokens': of all tokens; 'pooled': of the pooled one only (CLIP); 'twice': of all tokens, and
+    # of the pooled one again (HF's BLIP); 'none' (VideoMAE)
+    final_norm: str = "tokens"
+    pool: str = "class"  # 'class' | 'mean' | 'map' | 'none'
+    pooler: bool = False  # tanh(dense) on the pooled token, as in HF's ViT
+    layer_scale: float = 0.0  # > 0: see BlockConfig (DINOv2)
+    key_bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    init_std: float = 0.0
+    scan: bool = False
+    remat: str = "none"
+    dtype: str = "float32"
+
+    def has_class_token(self):
+        """Is there a class token?"""
+        return self.class_token
+
+    def transform(self, x, present, keys):
+        """Embedded patches [B, N, D] -> (Tokens of special tokens and patches, pooled or None)."""
+        x = self._add_positions(self._add_tokens(x))
+        x = dropout(x, self.dropout, fold_keys(keys, 0))
+        norm = partial(layer_norm, self.eps, self.dtype)
+        x = norm("pre_norm")(x) if self.pre_norm else x
+        cfg = block_config(self)
+        x = Stack(cfg, self.depth, self.scan, self.remat, name="stack")(x, fold_keys(keys, 1))
+        final = norm("final_norm")
+        x = final(x) if self.final_norm in ("tokens", "twice") else x
+        tokens = Tokens(x, jnp.broadcast_to(present[:, None], x.shape[:2]), fold_keys(keys, 2))
+        return tokens, self._pool(x, final, cfg)
+
+    def _add_tokens(self, x):
+        """Put the special tokens before the patches."""
+        special = []
+        wanted = {
+            "class_token": self.has_class_token(),
+            "distillation_token": self.distillation_token,
+        }
+        for name, there in wanted.items():
+            if there:
+                token = self.param(name, nn.initializers.normal(0.02), (1, 1, x.shape[-1]))
+                special.append(jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1])))
+        return jnp.concatenate([*special, x], axis=1) if special else x
+
+    def _add_positions(self, x):
+        if self.position_embedding == "sinusoid":
+            return x + jnp.asarray(sinusoids(*x.shape[1:]), x.dtype)
+        positions = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        return x + positions.astype(x.dtype)
+
+    def _pool(self, x, final, cfg):
+        if self.pool == "none":
+            return None
+        if self.pool == "map":
+            x = MapHead(cfg, name="map_head")(x)
+        elif self.pool == "class":
+            x = x[:, :2].mean(1) if self.distillation_token else x[:, 0]
+        else:
+            x = x.mean(1)
+        x = final(x) if self.final_norm in ("pooled", "twice") else x
+        return pooler(x, self.dtype) if self.pooler else x
+
+
+class ViT(PatchTransformer):
+    """Vision Transformer (Dosovitskiy et al. 2021) with the switches that CLIP, ALBEF/DeiT, SigLIP,
+    DINOv2 and BLIP need.
+
+    Takes uint8 images [B, H, W, 3], normalised here on the device, or floats taken as they are.
+    Raises UserError where the image is not size x size.
+    """
+
+    size: int = 224
+    patch: int = 16
+    patch_bias: bool = True
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @nn.compact
+    def __call__(self, image, present, keys=None, mask=None):
+        if image.shape[1:3] != (self.size, self.size):
+            raise UserError(
+                f"image: the model takes {self.size}x{self.size} pixels, the batch has "
+                f"{image.shape[1]}x{image.shape[2]}: set modalities.image.size to the data's size"
+            )
+        x = nn.Dense(self.width, use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")(
+            patchify(normalize(image, self.mean, self.std, self.dtype), self.patch)
+        )
+        return self.transform(x, present, keys)
