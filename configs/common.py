@@ -274,7 +274,7 @@ def use_toy(c):
         if m.encoder == "vit":
             m.update(size=32, patch=8)
         if m.encoder in ("video", "frames"):
-            m.update(size=32, patch=16, frames=4, channels=3)
+            m.update(size=32, patch=16, frames=4, tubelet=2, channels=3)
         if m.encoder == "spectrogram":
             m.update(sample_rate=8000, seconds=0.5, fmax=0.0)
     for one in c.model.classifiers.values():

@@ -18,8 +18,8 @@ def image_tower(**changes):
     c.class_token = True
     c.patch_bias = True
     c.pre_norm = False  # LayerNorm between embeddings and blocks (CLIP)
-    # 'tokens': of every token | 'pooled': of the pooled one only (CLIP) | 'twice': of every token,
-    # and of the pooled one again (HF's BLIP) | 'none'
+    # Where the last LayerNorm is: 'tokens' | 'pooled' (CLIP) | 'twice', tokens and then the pooled
+    # one (HF's BLIP) | 'none'
     c.final_norm = "tokens"
     c.pool = "class"  # 'class' | 'mean' | 'map' (attention pooling, SigLIP) | 'none'
     c.pooler = False  # tanh(dense) on the pooled token (HF's ViT)

@@ -1,0 +1,266 @@
+"""Audio and video encoders: per example, at depth 0, scanned, rematerialised, in the right order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.towers import audio_tower, image_tower, text_tower, video_tower
+from multimodal.errors import UserError
+from multimodal.interop import stack_layers
+from multimodal.nn.encoders import ENCODERS, build_encoder
+from multimodal.nn.layers import block_config
+from multimodal.nn.spectrogram import log_mel
+from multimodal.nn.video import tubelets
+from multimodal.nn.vit import patchify
+
+BLOCKS = {"width": 12, "heads": 2, "mlp_dim": 16, "depth": 1}
+SOUND = BLOCKS | {"seconds": 0.05, "mels": 16, "patch": (8, 2)}
+FILM = BLOCKS | {"frames": 4, "size": 8, "patch": 4}
+CONVS = {"conv_dims": (6, 6), "conv_kernels": (10, 4), "conv_strides": (5, 4)}
+AST = {"pool": "class", "distillation_token": True, "stride": (6, 1), "features": "kaldi"}
+WAV2VEC2 = {"encoder": "wav2vec2", "position_kernel": 4, "position_groups": 3, **CONVS}
+WHISPER = {"encoder": "whisper", "features": "whisper", "key_bias": False}
+
+TOWERS = {
+    "spectrogram": audio_tower(**SOUND),
+    "ast": audio_tower(**SOUND | AST),
+    "whisper": audio_tower(**SOUND | WHISPER),
+    "wav2vec2": audio_tower(**SOUND | WAV2VEC2, normalize_wave=True),
+    "joint": video_tower(**FILM),
+    "joint_sinusoid": video_tower(**FILM, position_embedding="sinusoid", pool="class"),
+    "factorised": video_tower(**FILM, attention="factorised", channels=1),
+    "factorised_class": video_tower(**FILM, attention="factorised", pool="class"),
+    "frames": video_tower(**FILM, encoder="frames", pool="class"),
+    "frames_mean": video_tower(**FILM, encoder="frames", temporal="mean", pool="none"),
+    "layer_scale": video_tower(**FILM, layer_scale=0.1),
+}
+LENGTHS = {"spectrogram": 6, "ast": 6, "whisper": 3, "wav2vec2": 39, "factorised": 2, "frames": 5}
+LENGTHS |= {"joint": 8, "joint_sinusoid": 9, "factorised_class": 3, "frames_mean": 4}
+LENGTHS |= {"layer_scale": 8}
+
+
+def inputs(name, batch=3):
+    """Raw inputs of a tower."""
+    c, rng = TOWERS[name], np.random.default_rng(0)
+    if c.transform == "audio":
+        return rng.normal(size=(batch, 800)).astype(np.float32) / 4
+    shape = (batch, c.frames, c.size, c.size, c.channels)
+    return rng.integers(0, 256, shape).astype(np.uint8)
+
+
+def built(name, **changes):
+    """(module, its parameters) of a tower."""
+    module = build_encoder(TOWERS[name].to_dict() | changes, "float32")
+    init = jax.jit(module.init)
+    return module, init(jax.random.key(0), inputs(name), jnp.ones(3, bool))
+
+
+def run(module, params, x, present=None, keys=None):
+    """Tokens and pooled features, compiled."""
+    present = jnp.ones(len(x), bool) if present is None else present
+    return jax.jit(module.apply)(params, x, present, keys)
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_every_encoder_is_tried():
+    assert {c.encoder for c in TOWERS.values()} == set(ENCODERS) - {"vit", "text"}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_rows_stand_alone(name):
+    """An absent or another neighbour changes nothing; an absent example has no token."""
+    module, params = built(name)
+    x = inputs(name)
+    tokens, pooled = run(module, params, x)
+    assert tokens.x.shape == (3, tokens.mask.shape[1], 12) and tokens.mask.all()
+    assert (pooled is None) == (TOWERS[name].pool == "none")
+    other = x.copy()
+    other[1:] = 0
+    changed, pooled_changed = run(module, params, other, jnp.array([True, False, True]))
+    close(changed.x[0], tokens.x[0])
+    assert changed.mask.any(1).tolist() == [True, False, True]
+    assert np.isfinite(changed.x).all()
+    if pooled is not None:
+        assert pooled.shape == (3, 12)
+        close(pooled_changed[0], pooled[0])
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_depth_0_has_no_blocks(name):
+    module, params = built(name, depth=0)
+    tokens, _ = run(module, params, inputs(name))
+    names = [jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert not [n for n in names if "block" in n]
+    assert tokens.x.shape == (3, LENGTHS[name], 12)
+    if TOWERS[name].encoder not in ("frames",):  # a LayerNorm comes last: unit variance
+        np.testing.assert_allclose(tokens.x.std(-1), 1.0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["ast", "whisper", "wav2vec2", "joint", "factorised", "frames"])
+def test_scan_and_remat_change_nothing(name):
+    x = inputs(name)
+    module, params = built(name, depth=2, temporal_depth=2)
+    tokens, _ = run(module, params, x)
+    scanned, shapes = built(name, depth=2, temporal_depth=2, scan=True, remat="full")
+    stacked = stack_layers(params, shapes)
+    assert jax.tree.map(np.shape, stacked) == jax.tree.map(np.shape, shapes)
+    close(run(scanned, stacked, x)[0].x, tokens.x)
+
+
+@pytest.mark.parametrize("name", ["ast", "whisper", "wav2vec2", "joint", "factorised", "frames"])
+def test_dropout_goes_by_example(name):
+    """Batches in another order draw the same; without keys nothing drops out."""
+    module, params = built(name, dropout=0.3, attention_dropout=0.3)
+    x, keys, order = inputs(name), jax.random.split(jax.random.key(1), 3), np.array([2, 0, 1])
+    tokens, _ = run(module, params, x, keys=keys)
+    permuted, _ = run(module, params, x[order], keys=keys[order])
+    close(permuted.x, tokens.x[order])
+    still, _ = run(module, params, x)
+    close(still.x, run(*built(name), x)[0].x)
+    assert np.abs(still.x - tokens.x).max() > 1e-2
+    twins, _ = run(module, params, x[[0, 0, 0]], keys=keys)
+    assert np.abs(twins.x[0] - twins.x[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["spectrogram", "whisper"])
+def test_spectrograms_pass_as_they_are(name):
+    module, params = built(name)
+    c = TOWERS[name]
+    features = log_mel(inputs(name), c.features, mels=16)
+    if c.features == "log_mel":
+        features = (features - c.spec_mean) / c.spec_std
+    close(run(module, params, features)[0].x, run(module, params, inputs(name))[0].x)
+    with pytest.raises(UserError, match="the model takes 16 mel bands x . frames"):
+        module.apply(params, features[:, :, 1:], jnp.ones(3, bool))
+
+
+def test_silence_has_a_finite_gradient():
+    for name in ("spectrogram", "whisper", "wav2vec2"):
+        module, params = built(name)
+
+        def loss(p, x, module=module):
+            return module.apply(p, x, jnp.ones(1, bool))[0].x.sum()
+
+        gradients = jax.jit(jax.grad(loss, (0, 1)))(params, jnp.zeros((1, 800)))
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+def test_ast_pools_both_tokens():
+    module, params = built("ast")
+    tokens, pooled = run(module, params, inputs("ast"))
+    close(pooled, tokens.x[:, :2].mean(1))
+    single, params = built("ast", distillation_token=False)
+    tokens, pooled = run(single, params, inputs("ast"))
+    close(pooled, tokens.x[:, 0])
+
+
+def test_overlapping_patches_are_a_convolution():
+    x = np.random.default_rng(0).normal(size=(2, 17, 14, 3)).astype(np.float32)
+    w = np.random.default_rng(1).normal(size=(6, 4, 3, 5)).astype(np.float32)
+    for stride in ((6, 4), (5, 3), (2, 1)):
+        want = jax.lax.conv_general_dilated(
+            x, w, stride, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        close(patchify(x, (6, 4), stride) @ w.reshape(-1, 5), want.reshape(2, -1, 5))
+
+
+def test_tubelets_are_a_convolution():
+    x = np.random.default_rng(0).normal(size=(2, 4, 8, 8, 3)).astype(np.float32)
+    w = np.random.default_rng(1).normal(size=(2, 4, 4, 3, 5)).astype(np.float32)
+    want = jax.lax.conv_general_dilated(
+        x, w, (2, 4, 4), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    close(tubelets(x, 2, 4) @ w.reshape(-1, 5), want.reshape(2, 2, 4, 5))
+
+
+def test_tokens_are_where_the_documentation_says():
+    """At depth 0 a changed pixel moves one tubelet, or one time, only."""
+    x = inputs("joint", 1).astype(np.float32)
+    other = x.copy()
+    other[0, 3, 1, 6] += 1.0  # time 1, row 0, column 1
+    for name, changes, want in (
+        ("joint", {}, 5),
+        ("joint_sinusoid", {}, 6),
+        ("factorised", {"channels": 3}, 1),
+        ("factorised_class", {"depth": 1, "temporal_depth": 0, "pool": "class"}, 2),
+        ("frames_mean", {}, 3),
+    ):
+        module = build_encoder(TOWERS[name].to_dict() | {"depth": 0} | changes, "float32")
+        params = module.init(jax.random.key(0), x, jnp.ones(1, bool))
+        a, b = (module.apply(params, v, jnp.ones(1, bool))[0].x for v in (x, other))
+        assert np.flatnonzero(np.abs(a - b).max((0, 2)) > 1e-6).tolist() == [want], name
+
+
+def test_bytes_are_normalised_and_grey_takes_the_first_statistics():
+    module, params = built("factorised", mean=(0.2, 0.5, 0.5), std=(0.25, 0.5, 0.5))
+    x = inputs("factorised")
+    floats = (x / np.float32(255) - np.float32(0.2)) / np.float32(0.25)
+    close(run(module, params, x)[0].x, run(module, params, floats)[0].x)
+
+
+def test_eight_devices_give_what_one_gives():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    for name in ("spectrogram", "wav2vec2", "factorised"):
+        module, params = built(name)
+        x = inputs(name, 8)
+        with jax.set_mesh(mesh):
+            spread = run(module, params, jax.device_put(x, spec))[1]
+        close(spread, run(module, params, x)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("wav2vec2", {"pool": "class"}, "Wav2Vec2 has no 'class'"),
+        ("whisper", {"pool": "class"}, "WhisperEncoder has no 'class'"),
+        ("joint", {"pool": "map"}, "VideoTransformer has no 'map'"),
+        ("joint", {"attention": "divided"}, "unknown 'divided'"),
+        ("joint", {"tubelet": 3}, "multiples of tubelet 3"),
+        ("joint", {"size": 16}, "the model takes frames x height x width x channels"),
+        ("frames", {"temporal": "max"}, "unknown 'max'"),
+        ("frames", {"frames": 3}, "the model takes frames x height x width x channels"),
+        ("spectrogram", {"features": "mfcc"}, "unknown name 'mfcc'"),
+        ("spectrogram", {"seconds": 1.0}, "set mels, seconds"),
+    ],
+)
+def test_mistakes_are_told(name, changes, says):
+    module = build_encoder(TOWERS[name].to_dict() | changes, "float32")
+    with pytest.raises(UserError, match=says):
+        module.init(jax.random.key(0), inputs(name), jnp.ones(3, bool))
+
+
+def test_wav2vec2_takes_waves():
+    module, params = built("wav2vec2")
+    with pytest.raises(UserError, match="wav2vec2 takes waves"):
+        module.apply(params, jnp.zeros((3, 16, 6)), jnp.ones(3, bool))
+    with pytest.raises(UserError, match="8 samples are too few"):
+        module.apply(params, jnp.zeros((3, 8)), jnp.ones(3, bool))
+
+
+def test_block_config_takes_a_modules_fields():
+    text = build_encoder(text_tower(norm="post", causal=True, eps=1e-3).to_dict(), "float32")
+    c = block_config(text, cross=True)
+    assert (c.norm, c.causal, c.cross, c.eps, c.width) == ("post", True, True, 1e-3, 192)
+    image = build_encoder(image_tower(layer_scale=0.5).to_dict(), "bfloat16")
+    c = block_config(image)
+    assert (c.norm, c.layer_scale, c.dtype, c.key_bias) == ("pre", 0.5, "bfloat16", True)
+
+
+def test_text_positions_and_padding_of_roberta():
+    """Row 2 is the first token's; id 1 is padding, and what it holds does not matter."""
+    cfg = text_tower(**BLOCKS, vocab_size=9, max_length=4, position_offset=2, pad_id=1)
+    module = build_encoder(cfg.to_dict(), "float32")
+    ids = jnp.array([[0, 5, 1, 1], [0, 5, 7, 3]])
+    params = module.init(jax.random.key(0), ids, jnp.ones(2, bool))
+    assert params["params"]["pos_embed"].shape == (6, 12)
+    tokens, _ = module.apply(params, ids, jnp.ones(2, bool))
+    assert tokens.mask.tolist() == [[True, True, False, False], [True] * 4]
+    short, _ = module.apply(params, ids[:1, :2], jnp.ones(1, bool))
+    close(short.x, tokens.x[:1, :2])
+    with pytest.raises(UserError, match="5 tokens a caption exceed the model's 4 positions"):
+        module.apply(params, jnp.ones((1, 5), int), jnp.ones(1, bool))
