@@ -49,7 +49,7 @@ def experiments():
     for m in ("image", "audio"):
         add(f"missing/{m}", f"{DIGITS}:{m}", FAST)
     for operator in MORE:
-        add(f"grid/late-{operator}", f"{DIGITS}:degraded", FAST + cell("late", operator))
+        add(f"more/late-{operator}", f"{DIGITS}:degraded", FAST + cell("late", operator))
     slots = ("command", "colour", "preposition", "letter", "digit", "adverb")
     by = [f"val/classify/{m}_{s}/accuracy" for m in ("audio", "video") for s in slots]
     three = [f"val/{a}_to_{b}/r1" for a, b in (("audio", "text"), ("video", "text"))]

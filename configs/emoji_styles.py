@@ -12,7 +12,7 @@ LANGUAGES = ("en", "de", "fr", "es", "zh", "ja", "ar", "hi")
 def get_config(arg=""):
     words = [w for w in arg.split(",") if w]
     c = common.base()
-    c.steps, c.batch_size = 400, 128
+    c.steps, c.batch_size = 300, 128
     sizes = dict(width=128, heads=4, mlp_dim=512)
     c.modalities.image = common.image_tower(
         depth=3, augment="random_resized_crop", scale=(0.6, 1.0), **sizes

@@ -26,7 +26,7 @@ def get_config(arg=""):
     words = common.words_of(arg, (*map(str, FOLDS), "zeroshot", "smoke"))
     held_out = next((int(w) for w in words if w.isdigit()), 1)
     c = common.base()
-    c.steps, c.batch_size = 600, 32
+    c.steps, c.batch_size = 300, 32
     sizes = dict(width=96, heads=4, mlp_dim=384)
     c.modalities.audio = common.audio_tower(
         seconds=5.0,
@@ -34,7 +34,7 @@ def get_config(arg=""):
         window=640,
         hop=320,
         fft=1024,
-        patch=(16, 10),
+        patch=(32, 10),
         depth=3,
         dropout=0.1,
         augment="shift",

@@ -21,7 +21,7 @@ SLOTS = dict(
 def get_config(arg=""):
     words = common.words_of(arg, ("fusion", "binding", "smoke"))
     c = common.base()
-    c.steps, c.batch_size = 900, 32
+    c.steps, c.batch_size = 600, 32
     sizes = dict(width=96, heads=4, mlp_dim=384)
     c.modalities.audio = common.audio_tower(
         sample_rate=8000,

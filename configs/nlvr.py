@@ -10,7 +10,7 @@ from configs import common
 def get_config(arg=""):
     words = common.words_of(arg, ("image", "text", "smoke"))
     c = common.base()
-    c.steps, c.batch_size = 1000, 64
+    c.steps, c.batch_size = 500, 64
     sizes = dict(width=96, heads=4, mlp_dim=384, pool="mean")
     c.modalities.image = common.image_tower(
         size=96, patch=12, depth=3, class_token=False, background=(211, 211, 211), **sizes

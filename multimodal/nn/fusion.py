@@ -5,7 +5,7 @@ import dataclasses
 from flax import linen as nn
 
 from multimodal.nn.joint import JointFusion, blocks_apart
-from multimodal.nn.layers import BlockConfig, Stack, Tokens, fold_keys, layer_norm
+from multimodal.nn.layers import Stack, Tokens, block_config, fold_keys, layer_norm
 from multimodal.registry import lookup
 
 FUSIONS: dict[str, type[nn.Module]] = {}
@@ -62,19 +62,7 @@ class CrossAttentionFusion(nn.Module):
 
     @nn.compact
     def __call__(self, query: Tokens, context: Tokens) -> Tokens:
-        cfg = BlockConfig(
-            self.width,
-            self.heads,
-            self.mlp_dim,
-            self.act,
-            self.norm,
-            self.eps,
-            cross=True,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            init_std=self.init_std,
-            dtype=self.dtype,
-        )
+        cfg = block_config(self, cross=True)
         stack = Stack(cfg, self.depth, self.scan, self.remat, name="stack")
         x = stack(query.x, fold_keys(query.keys, 0), query.mask, context)
         x = layer_norm(self.eps, self.dtype, "norm_final")(x) if self.norm == "pre" else x

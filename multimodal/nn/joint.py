@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from multimodal.nn.encoders import mean_pool
-from multimodal.nn.layers import Block, BlockConfig, Stack, Tokens, attend, fold_keys, layer_norm
+from multimodal.nn.layers import (
+    Block,
+    Stack,
+    Tokens,
+    attend,
+    block_config,
+    fold_keys,
+    layer_norm,
+)
 from multimodal.nn.operators import OPERATORS
 
 STAGES = ("early", "hybrid", "late")
@@ -131,20 +139,6 @@ class JointFusion(nn.Module):
         h = combine([jnp.where(there, x, 0) for x, there in pairs], [there for _, there in pairs])
         return concatenate(parts), layer_norm(self.eps, self.dtype, "norm_joint")(h)
 
-    def _block(self):
-        return BlockConfig(
-            self.width,
-            self.heads,
-            self.mlp_dim,
-            self.act,
-            "pre",
-            self.eps,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            init_std=self.init_std,
-            dtype=self.dtype,
-        )
-
     def _operator(self, operator, name):
         cls = OPERATORS[operator]
         options = {
@@ -171,7 +165,9 @@ class JointFusion(nn.Module):
         parts = parts if self.operator == "concat" else self._condition(parts)
         tokens = concatenate(parts)
         depth = sum(self.together)
-        stack = Stack(self._block(), depth, self.scan, self.remat, name="joint_stack")
+        stack = Stack(
+            block_config(self, norm="pre"), depth, self.scan, self.remat, name="joint_stack"
+        )
         x = stack(tokens.x, fold_keys(tokens.keys, 0), tokens.mask)
         return split(tokens.replace(x=x), parts)
 
@@ -210,7 +206,7 @@ class JointFusion(nn.Module):
         return parts, [pool(tokens) for results in both for tokens in results]
 
     def _self_block(self, layer, i, p):
-        block = Block(self._block(), name=f"self_{layer}_{self.names[i]}")
+        block = Block(block_config(self, norm="pre"), name=f"self_{layer}_{self.names[i]}")
         return p.replace(x=block(p.x, fold_keys(p.keys, layer), p.mask))
 
     def _cross(self, layer, i, p, others):

@@ -25,7 +25,7 @@ def classification(net, out, batch, rng, heads=(), smoothing=0.0):
     logits = net.classify(out)
     for name in heads or logits:
         spec = _known(name, net.model.classifiers)
-        labels, scores = batch[spec["target"]], logits[name]
+        labels, scores = _labels(name, spec["target"], batch), logits[name]
         present = out[spec["of"]].present
         if spec["multi"]:
             targets = labels.astype(scores.dtype)
@@ -50,3 +50,12 @@ def _known(name, classifiers):
             f"config.model.classifiers has {', '.join(classifiers)}"
         )
     return classifiers[name]
+
+
+def _labels(name, target, batch):
+    if target not in batch:
+        there = ", ".join(k for k in batch if k.startswith("label")) or "no label at all"
+        raise UserError(
+            f"config.model.classifiers.{name}.target: the data has no {target!r}; it has {there}"
+        )
+    return batch[target]

@@ -108,6 +108,7 @@ class Run:
         row["train/lr"] = float(self.lr(step - 1))
         row |= clock.read()
         check_finite(step, row)
+        warn_of_collapse(step, row)
         return row
 
     def _after(self, step, state, metrics, clock, logger):
@@ -142,8 +143,8 @@ def preflight(config, tokenizer):
 
     for name in config.eval.names:
         evaluator(name)
-    if config.eval.names:
-        load_eval_data(config, tokenizer)
+    for data in load_eval_data(config, tokenizer) if config.eval.names else ():
+        check_labels(config, data)
     best = config.eval.best.partition("/")[0]
     if best and best not in config.data.eval_splits:
         raise UserError(
@@ -152,6 +153,19 @@ def preflight(config, tokenizer):
         )
     if config.eval.rerank and "match" not in config.model.heads:
         raise UserError("config.eval.rerank needs the head 'match': add it to config.model.heads")
+
+
+def check_labels(config, data):
+    """Raise UserError where an evaluator of classifiers would miss its labels."""
+    if not {"classification", "robustness"} & set(config.eval.names):
+        return
+    for name, c in config.model.classifiers.items():
+        if c.target not in data.targets:
+            there = ", ".join(data.targets) or "no label at all"
+            raise UserError(
+                f"config.model.classifiers.{name}.target: split {data.name!r} has no {c.target!r}; "
+                f"it has {there}"
+            )
 
 
 def write_scores(workdir, step, scores):
@@ -175,6 +189,21 @@ def check_finite(step, row):
                 "Lower the learning rate, "
                 "clip gradients (config.optim.clip), or look at the data of that step"
             )
+
+
+def warn_of_collapse(step, row):
+    """Say in the log where an adversarial game's representations have become one point or line."""
+    for key in [k for k in row if k.endswith("/collapsed") and row[k]]:
+        name = key.removesuffix("/collapsed")
+        log.warning(
+            "step %d: the representations of %s have collapsed (spread %.2g, effective rank %.2g): "
+            "lower its weight, or give the critic more steps (config.optim.critic.steps) or a "
+            "penalty (r1)",
+            step,
+            name,
+            row[f"{name}/spread"],
+            row[f"{name}/rank"],
+        )
 
 
 class Clock:

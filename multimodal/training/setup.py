@@ -50,6 +50,9 @@ def get_tokenizer(config, workdir, source):
 
 
 def _captions(source, modality):
+    if hasattr(source, "texts"):  # without reading the other modalities
+        yield from source.texts(modality)
+        return
     for i in range(len(source)):
         text = source[i].get(modality, ())
         yield from [text] if isinstance(text, str) else text

