@@ -2,9 +2,11 @@
 
 import functools
 import itertools
+import logging
 
 import numpy as np
 
+from multimodal.data.corrupt import CORRUPTIONS
 from multimodal.errors import UserError
 from multimodal.evals.classification import classify_records, labelled, scores
 from multimodal.evals.embed import embed, gives_embedding
@@ -15,6 +17,7 @@ from multimodal.nn.model import JOINT
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALL = "all"  # modalities corrupted together
+log = logging.getLogger(__name__)
 
 
 @register("robustness")
@@ -60,6 +63,14 @@ def check_levels(levels) -> tuple[float, ...]:
     return levels
 
 
+def corruptible(net, modalities) -> list[str]:
+    """The modalities whose inputs there is a corruption for; others are named in the log."""
+    kinds = {m: net.model.modalities[m].get("transform", m) for m in modalities}
+    for m in [m for m, kind in kinds.items() if kind not in CORRUPTIONS]:
+        log.warning("robustness: no noise for %s: register a corruption %r", m, kinds[m])
+    return [m for m, kind in kinds.items() if kind in CORRUPTIONS]
+
+
 def area(levels, values) -> float:
     """Area under a curve by the trapezoid rule, divided by the range of the levels."""
     return float(np.trapezoid(values, levels) / (levels[-1] - levels[0]))
@@ -89,7 +100,7 @@ def _classifiers(net, data, cfg, levels, mesh):
         scored = ours.score(hide=gone) if gone else ours.clean
         for name in joint:
             found[name]["subset"]["+".join(chosen)] = scored[name]
-    for corrupted, names in _ladders(net.model.classifiers, modalities):
+    for corrupted, names in _ladders(net.model.classifiers, corruptible(net, modalities)):
         values = [ours.clean]
         for level in levels[1:]:
             noise = noise_of(net, data, dict.fromkeys(corrupted, level))
@@ -153,7 +164,8 @@ def _ladders(classifiers, modalities):
 
 def _pairs(net, data, cfg, levels, mesh):
     """{A_to_B: {subset, noise}} by R@1."""
-    modalities = [m for m in modalities_of(net, data) if gives_embedding(net, m, data.rows[m])]
+    modalities = corruptible(net, modalities_of(net, data))
+    modalities = [m for m in modalities if gives_embedding(net, m, data.rows[m])]
     pairs = [p for p in cfg.get("pairs") or () if JOINT not in p]
     pairs = pairs or list(itertools.combinations(modalities, 2))
     if not pairs:
