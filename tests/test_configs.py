@@ -53,9 +53,13 @@ def test_published_sizes():
     assert round(total / 1e6, 2) == 209.94
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in FILES if n != "emoji.py"]
-)  # test_commands.py has emoji
+QUICK = ("av_digits.py", "clip.py", "grid.py")  # test_commands.py has emoji, --slow the others
+SMOKES = [
+    pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FILES if n != "emoji.py"
+]
+
+
+@pytest.mark.parametrize("name", SMOKES)
 def test_smoke(name, tmp_path):
     code, _, err = processes.run(
         "train.py", "--config", f"configs/{name}:smoke", "--workdir", tmp_path
@@ -64,6 +68,7 @@ def test_smoke(name, tmp_path):
     assert processes.metrics(tmp_path)[-1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_smoke_of_alignment_and_adversaries(tmp_path):
     spec = "configs/av_digits.py:critic,cca,adversarial,degraded,missing,smoke"
     code, _, err = processes.run("train.py", "--config", spec, "--workdir", tmp_path)
@@ -74,6 +79,7 @@ def test_smoke_of_alignment_and_adversaries(tmp_path):
     assert "eval/val/robustness/digit/subset/image" in keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["siglip", "albef_original"])
 def test_smoke_of_recipes(variant, tmp_path):
     spec = f"configs/emoji.py:{variant},smoke"

@@ -11,7 +11,11 @@ from multimodal.training.sharding import make_mesh, state_shardings, to_global
 from multimodal.training.step import make_step
 from tests import laws
 
-CASES = [pytest.param(n, k, id="-".join([n, *(map(str, k))])) for n, k in laws.cases()]
+CASES = [
+    # Variants of the adversarial losses cost as much again: with --slow.
+    pytest.param(n, k, id="-".join([n, *k]), marks=pytest.mark.slow if "kind" in k else ())
+    for n, k in laws.cases()
+]
 TOLERANCE = 1e-5  # float32, sums in another order
 
 _benches = {}

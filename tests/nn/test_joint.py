@@ -107,8 +107,14 @@ def batch(modalities=("image", "text"), seed=0, **present):
     return found | {f"{m}_present": np.array(p) for m, p in present.items()}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("operator", OPERATORS)
+CASES = [  # the grid's nine cells; the further operators early and hybrid with --slow
+    pytest.param(s, o, marks=() if (s, o) in CELLS or s == "late" else pytest.mark.slow)
+    for s in STAGES
+    for o in OPERATORS
+]
+
+
+@pytest.mark.parametrize("stage, operator", CASES)
 def test_both_modalities_count_and_a_missing_one_does_not(stage, operator):
     joint, _, _ = built(stage, operator)
     b, other = batch(), batch(seed=5)

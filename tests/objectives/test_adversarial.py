@@ -187,6 +187,7 @@ def test_players_take_turns():
     assert metrics["train/grad_norm_critic"] > 0 and metrics["train/grad_norm_main"] > 0
 
 
+@pytest.mark.slow
 def test_one_gradient_is_both_players():
     """The gradient of the sum is each player's own."""
     both, _ = game(0)
