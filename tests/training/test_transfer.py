@@ -1,0 +1,109 @@
+"""Starting from a run: what is taken over, what a linear probe trains, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from multimodal import objectives
+from multimodal.config import save_config
+from multimodal.errors import UserError
+from multimodal.nn.model import build_model
+from multimodal.training.checkpoint import Checkpoints
+from multimodal.training.optim import make_optimizer
+from multimodal.training.step import drop_modalities, make_step, new_state
+from multimodal.training.transfer import from_run, is_run
+from tests import laws
+
+
+def make(c):
+    """(model, initial parameters) of a tiny config."""
+    model = build_model(c)
+    return model, jax.jit(model.init)(jax.random.key(3), laws.tiny_batch())["params"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with one checkpoint of a contrastive model, and its parameters."""
+    folder = tmp_path_factory.mktemp("run")
+    c = laws.tiny_config("contrastive")
+    c.model.fusion.kind, c.model.heads, c.queue.size, c.ema.decay = "none", (), 0, 0.0
+    _, params = make(c)
+    checkpoints = Checkpoints(folder, 1, "")
+    checkpoints.save(new_state(c, params, make_optimizer(c, params)).replace(step=jnp.int32(5)))
+    checkpoints.close()
+    save_config(c, folder)
+    return folder, params
+
+
+def task(folder, freeze):
+    """The same towers with a classifier on the image."""
+    c = laws.tiny_config("contrastive")
+    c.model.fusion.kind, c.model.heads, c.queue.size, c.ema.decay = "none", (), 0, 0.0
+    c.objectives = {"classification": {}}
+    c.model.classifiers = {"kind": dict(of="image", classes=3, target="label", multi=False)}
+    c.init.path, c.init.freeze, c.optim.weight_decay = str(folder), freeze, 0.1
+    return c
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_probe_and_fine_tuning(run, freeze):
+    folder, theirs = run
+    assert is_run(folder) and is_run(folder / "checkpoints" / "5")
+    c = task(folder, freeze)
+    model, params = make(c)
+    start = from_run(params, c.init)
+    assert laws.worst(start["encoder_image"], theirs["encoder_image"]) == 0
+    tx = make_optimizer(c, start)
+    step = jax.jit(make_step(c, model, objectives.build(c, {}), tx))
+    state = new_state(c, start, tx)
+    for seed in range(2):
+        state, _ = step(state, laws.tiny_batch(seed=seed))
+    moved = {k: laws.worst(state.params[k], start[k]) > 0 for k in start if k != "temperature"}
+    assert moved.pop("classifier_kind")
+    assert moved.pop("encoder_image") != freeze
+    assert not (freeze and any(moved.values()))
+
+
+def test_other_sizes_and_other_towers_are_refused(run):
+    c = task(run[0], False)
+    c.modalities.image.width = c.modalities.text.width = 32
+    with pytest.raises(UserError, match="encoder_image.* this model"):
+        from_run(make(c)[1], c.init)
+    c = task(run[0], False)
+    c.modalities.sound = c.modalities.image
+    batch = laws.tiny_batch() | {"sound": laws.tiny_batch()["image"]}
+    params = jax.jit(build_model(c).init)(jax.random.key(0), batch)["params"]
+    with pytest.raises(UserError, match="lacks encoder_sound"):
+        from_run(params, c.init)
+
+
+def test_nothing_to_train_is_refused(run):
+    c = task(run[0], True)
+    c.model.classifiers = {}
+    with pytest.raises(UserError, match="nothing is left to train"):
+        make_optimizer(c, make(c)[1])
+
+
+def test_modality_dropout():
+    """The share asked for; one modality always stays; none comes back; keyed by example."""
+    size, rng = 4000, jax.random.key(0)
+    there = np.arange(size) % 4 != 0
+    batch = {
+        "image": np.zeros((size, 1)),
+        "text": np.zeros((size, 1)),
+        "index": np.arange(size),
+        "image_present": there,
+    }
+    out = drop_modalities(batch, {"image": {}, "text": {}}, 0.3, rng)
+    image, text = (np.asarray(out[f"{m}_present"]) for m in ("image", "text"))
+    assert (image | text).all() and not (image & ~there).any() and text[~there].all()
+    # Both drawn: the one with the larger draw stays.
+    assert abs((~image[there]).mean() - (0.3 - 0.3**2 / 2)) < 0.03
+    half = {k: v[::2] for k, v in batch.items()}
+    again = drop_modalities(half, {"image": {}, "text": {}}, 0.3, rng)
+    np.testing.assert_array_equal(again["text_present"], text[::2])
+    same = drop_modalities(batch, {"image": {}, "text": {}}, 0.0, rng)
+    np.testing.assert_array_equal(same["image_present"], there)
+    only_one = drop_modalities(batch, {"image": {}, "text": {}}, 1.0, rng)
+    assert (np.asarray(only_one["image_present"]) ^ np.asarray(only_one["text_present"])).all()
