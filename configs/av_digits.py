@@ -103,6 +103,7 @@ def adversarial(c):
     c.objectives.generator = dict(weight=0.1)
     c.objectives.discriminator = dict(weight=1.0)
     c.optim.critic.steps = 1
+    c.steps *= 2  # every other step is the critic's
 
 
 CHANGES = dict(

@@ -53,7 +53,7 @@ def test_published_sizes():
     assert round(total / 1e6, 2) == 209.94
 
 
-QUICK = ("av_digits.py", "clip.py", "grid.py")  # test_commands.py has emoji, --slow the others
+QUICK = ("av_digits.py",)  # test_commands.py has emoji, --slow the others
 SMOKES = [
     pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FILES if n != "emoji.py"
 ]

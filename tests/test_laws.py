@@ -56,6 +56,7 @@ def test_permutation_law(name, kwargs):
     assert laws.worst(b(laws.rows(batch, order)), b(batch)) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, kwargs", CASES)
 def test_micro_batch_law(name, kwargs):
     """k micro-batches give loss and gradient of one batch."""
@@ -64,6 +65,7 @@ def test_micro_batch_law(name, kwargs):
     assert laws.worst(micro(batch), bench(name, kwargs)(batch)) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, kwargs", [p for p in CASES if p.id in ("sigmoid", "itm")])
 def test_micro_batch_law_with_dropout(name, kwargs):
     """Dropout's draws are the same in any number of micro-batches."""

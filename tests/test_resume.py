@@ -58,6 +58,7 @@ def kill_until_done(workdir, kills, rng, longest):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_killed_while_saving_ends_bit_equal(tmp_path, reference):
     """Kill as soon as checkpoints begin to appear, twice, then let it end."""
     for wanted in (2, 8):

@@ -135,9 +135,9 @@ def _slopes(net, x):
 
 def collapse(h, present):
     """Whether representations h [B, D] have become one point or one line; see `generator`."""
-    w = present[:, None]
+    w, h = present[:, None], h.astype(jnp.float32)
     n = jnp.maximum(present.sum(), 1)
-    h = jnp.where(w, h - jnp.where(w, h, 0).sum(0) / n, 0).astype(jnp.float32)
+    h = jnp.where(w, h - jnp.where(w, h, 0).sum(0) / n, 0)
     variance = (h**2).sum(0) / n
     spread = jnp.sqrt(variance).mean()
     gram = jnp.matmul(h.T, h) if h.shape[1] <= h.shape[0] else jnp.matmul(h, h.T)

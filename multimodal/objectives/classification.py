@@ -1,6 +1,6 @@
 """Supervised classification by the model's classifiers, of one label or of several at once."""
 
-import jax.numpy as jnp
+import jax
 import optax
 
 from multimodal.errors import UserError
@@ -34,7 +34,7 @@ def classification(net, out, batch, rng, heads=(), smoothing=0.0):
             right = ((scores > 0) == (targets > 0.5)).mean(-1)
         else:
             present = present & (labels >= 0)
-            one_hot = jnp.eye(scores.shape[-1], dtype=scores.dtype)[jnp.maximum(labels, 0)]
+            one_hot = jax.nn.one_hot(labels, scores.shape[-1], dtype=scores.dtype)
             loss = optax.softmax_cross_entropy(scores, optax.smooth_labels(one_hot, smoothing))
             right = scores.argmax(-1) == labels
         losses.append(masked_mean(loss, present))

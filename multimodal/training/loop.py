@@ -156,15 +156,25 @@ def preflight(config, tokenizer):
 
 
 def check_labels(config, data):
-    """Raise UserError where an evaluator of classifiers would miss its labels."""
-    if not {"classification", "robustness"} & set(config.eval.names):
-        return
+    """Raise UserError where a classifier's labels are missing or of another kind."""
     for name, c in config.model.classifiers.items():
         if c.target not in data.targets:
             there = ", ".join(data.targets) or "no label at all"
             raise UserError(
                 f"config.model.classifiers.{name}.target: split {data.name!r} has no {c.target!r}; "
                 f"it has {there}"
+            )
+        labels = data.targets[c.target]
+        if c.multi != (labels.ndim == 2):
+            raise UserError(
+                f"config.model.classifiers.{name}.multi is {c.multi}, but {c.target} of split "
+                f"{data.name!r} has {'several labels' if labels.ndim == 2 else 'one label'} each"
+            )
+        classes = labels.shape[1] if c.multi else int(labels.max()) + 1
+        if classes > c.classes or (c.multi and classes != c.classes):
+            raise UserError(
+                f"config.model.classifiers.{name}.classes is {c.classes}, but {c.target} of split "
+                f"{data.name!r} has {classes} classes"
             )
 
 

@@ -20,7 +20,7 @@ RULES = {
     # do not.
     "corrected": (
         (
-            r".*/(bias|scale|layer_scale\w*|pos_embed|type_embed|\w+_token|\w+_tokens|standin_\w+"
+            r".*/(bias|b_\d+|scale\w*|pos_embed|type_embed|\w+_token|\w+_tokens|standin_\w+"
             r"|probe)|temperature|logit_bias",
             1.0,
             0.0,
@@ -116,12 +116,13 @@ def make_optimizer(config, params) -> optax.GradientTransformation:
         "main": player(o.b1, 1.0, o.weight_decay),
         "critic": player(critic.b1, critic.lr, critic.weight_decay),
     }
-    if critic.steps:
+    labels = players(params, rates)
+    if critic.steps and {"main", "critic"} <= set(jax.tree.leaves(labels)):
         cycle = critic.steps + 1
         turns["main"] = on_turn(turns["main"], lambda n: n % cycle == critic.steps)
         turns["critic"] = on_turn(turns["critic"], lambda n: n % cycle < critic.steps)
     return optax.chain(
-        optax.partition(turns | {"freeze": optax.set_to_zero()}, players(params, rates)),
+        optax.partition(turns | {"freeze": optax.set_to_zero()}, labels),
         optax.scale_by_schedule(lambda step: -rate(step)),
     )
 

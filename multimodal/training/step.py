@@ -12,7 +12,7 @@ from flax import struct
 from multimodal.nn.model import Net, bounded, example_keys
 from multimodal.objectives.queue import empty_queue, enqueue
 from multimodal.schedules import Schedule, value_at
-from multimodal.training.optim import players
+from multimodal.training.optim import CLASSIFIER, players
 
 
 class State(struct.PyTreeNode):
@@ -114,14 +114,19 @@ def make_step(config, model, objectives, tx):
             names = config.queue.modalities
             keep = jnp.stack([teacher[m].present for m in names]).all(0)
             queue = enqueue(queue, {m: teacher[m].embed for m in names}, batch["id"], keep)
-        metrics |= gradient_norms(grads)
+        metrics |= gradient_norms(grads, config.init.freeze)
         return state.replace(step=state.step + 1, params=params, opt=opt, queue=queue), metrics
 
     return step
 
 
-def gradient_norms(grads) -> dict:
-    """The gradient's norm, and where there is a critic each player's own."""
+def gradient_norms(grads, freeze=False) -> dict:
+    """The gradient's norm, and where there is a critic each player's own.
+
+    freeze: of classifiers alone, so that a linear probe has no backward pass through the towers.
+    """
+    if freeze:
+        grads = {k: v for k, v in grads.items() if CLASSIFIER.fullmatch(k)}
     labels = jax.tree.leaves(players(grads))
     norms = {"train/grad_norm": optax.tree.norm(grads)}
     if "critic" in labels:

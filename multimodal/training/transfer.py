@@ -11,16 +11,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from multimodal.errors import UserError
 
 log = logging.getLogger(__name__)
-NEW = r"(classifier_|project_joint|critic|discriminator|decoder).*"  # heads that a task may add
+# Heads that a task may add or leave.
+NEW = r"(classifier_|project_joint|critic|discriminator|decoder|match_head|mlm_head|logit_bias).*"
 
 
 def is_run(path) -> bool:
     """Whether a path is a run's folder or one checkpoint in it."""
+    folder, _ = _split(path)
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+
+
+def _split(path):
+    """(a run's folder, step) of the folder or of one checkpoint in it."""
     path = pathlib.Path(path).expanduser()
-    inside = path.parent.name == "checkpoints" and path.name.isdigit()
-    return (path.parent.parent if inside else path).joinpath("config.json").is_file() and (
-        inside or path.joinpath("checkpoints").is_dir()
-    )
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, path.name
+    return path, "latest"
 
 
 def from_run(params, init):
@@ -36,8 +42,7 @@ def from_run(params, init):
     """
     from multimodal.training.checkpoint import restore_params
 
-    path = pathlib.Path(init.path).expanduser()
-    folder, step = (path.parent.parent, path.name) if path.name.isdigit() else (path, "latest")
+    folder, step = _split(init.path)
     step, found, _ = restore_params(folder, step)
     mine, theirs = flatten_dict(params, sep="/"), flatten_dict(found, sep="/")
 

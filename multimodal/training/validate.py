@@ -34,6 +34,7 @@ def validate(config):
     check_model(config)
     for goal in objectives.build(config, {}):
         check_objective(goal, config)
+    check_adversaries(config)
     check_teacher(config)
 
 
@@ -94,8 +95,11 @@ def check_model(config):
         check_joint(config)
     elif m.fusion.kind != "none":
         check_block("model.fusion", m.fusion)
-        query = config.modalities.get(m.mlm_modality)
-        if query is not None and query.width != m.fusion.width:
+        one_of("model.mlm_modality", m.mlm_modality, config.modalities)
+        if len(config.modalities) < 2:
+            raise UserError("config.model.fusion.kind 'cross_attention' needs two modalities")
+        query = config.modalities[m.mlm_modality]
+        if query.width != m.fusion.width:
             raise UserError(
                 f"config.model.fusion.width {m.fusion.width} must be that of its query, "
                 f"modalities.{m.mlm_modality}.width {query.width}"
@@ -128,6 +132,10 @@ def check_joint(config):
     one_of("model.fusion.form", f.form, ("matrix", "vector", "scalar"))
     if f.query:
         one_of("model.fusion.query", f.query, config.modalities)
+        if f.operator != "attention":
+            raise UserError(f"{where}.query needs operator 'attention', not {f.operator!r}")
+    if f.norm != "pre":
+        raise UserError(f"{where}.norm is {f.norm!r}: the joint fusion has 'pre' only")
     for key in ("inner", "rank"):
         if f[key] < 1:
             raise UserError(f"{where}.{key} is {f[key]}: give 1 or more")
@@ -139,8 +147,12 @@ def check_joint(config):
                 f"{where}.depth {f.depth}: at the stage 'hybrid' each tower gives so many of its "
                 f"blocks, and modalities.{m} has {tower.depth}"
             )
-        if f.stage == "late" and tower.get("pool") == "none":
-            raise UserError(f"{where}: the stage 'late' needs modalities.{m}.pool, not 'none'")
+        pooled = f.stage == "late" or "discriminator" in config.model.heads
+        if pooled and tower.get("pool") == "none":
+            raise UserError(
+                f"{where}: the stage 'late' and the head 'discriminator' need modalities.{m}.pool "
+                "other than 'none'"
+            )
     room = sum(tower.get("width", 0) for tower in config.modalities.values())
     if {"discriminator", "decoder"} & set(config.model.heads) and room < f.width:
         raise UserError(
@@ -160,8 +172,33 @@ def check_classifiers(config):
             raise UserError(f"{where}.of is 'joint': set config.model.fusion.kind to 'joint'")
         if c.of != JOINT:
             one_of(f"model.classifiers.{name}.of", c.of, config.modalities)
+            if config.modalities[c.of].get("pool") == "none":
+                raise UserError(f"{where}.of: modalities.{c.of}.pool must not be 'none'")
         if c.classes < 1 or not c.target.startswith("label"):
             raise UserError(f"{where}: classes must be 1 or more, target 'label' or 'label_...'")
+
+
+def check_adversaries(config):
+    """Both players of a game are there and play the same one."""
+    goals = objectives.build(config, {})
+    by = {goal.fn.__name__: goal for goal in goals}
+    if config.optim.critic.steps < 0:
+        raise UserError(f"config.optim.critic.steps is {config.optim.critic.steps}: give 0 or more")
+    for a, b in (("generator", "discriminator"), ("modality_confusion", "modality_critic")):
+        if a in by and b not in by:
+            raise UserError(f"config.objectives has {a!r} but no {b!r} to play against: add it")
+    if "generator" in by and "discriminator" in by:
+        kinds = {n: by[n].kwargs.get("kind", "bce") for n in ("generator", "discriminator")}
+        if len(set(kinds.values())) > 1:
+            raise UserError(
+                f"config.objectives: generator and discriminator differ in kind: {kinds}"
+            )
+        if by["generator"].kwargs.get("reconstruction") and "decoder" not in config.model.heads:
+            raise UserError(
+                "config.objectives: reconstruction needs the head 'decoder' in config.model.heads"
+            )
+    if config.init.freeze and "classification" not in by:
+        raise UserError("config.init.freeze trains classifiers: add the objective 'classification'")
 
 
 def check_objective(goal, config):
