@@ -38,11 +38,11 @@ def experiments():
         for stage in STAGES:
             add(f"grid/{stage}-{operator}", f"{DIGITS}:degraded", FAST + cell(stage, operator))
     names = ["eval.names=('classification','gap')"]
-    gap = [f"val/gap/image_audio/{k}" for k in ("centroid", "probe")]
+    gap = [f"val/gap/audio_image/{k}" for k in ("centroid", "probe")]
     for word in ("", "contrastive", "critic", "cca", "adversarial"):
         variant = ",".join(w for w in (word, "degraded") if w)
         add(f"align/{word or 'none'}", f"{DIGITS}:{variant}", names, (ACCURACY, *gap))
-    subsets = [f"val/robustness/digit/subset/{s}" for s in ("image+audio", "image", "audio")]
+    subsets = [f"val/robustness/digit/subset/{s}" for s in ("audio+image", "image", "audio")]
     areas = [f"val/robustness/digit/noise/{m}/area" for m in ("image", "audio")]
     for word in ("", "missing"):
         add(f"missing/{word or 'none'}", f"{DIGITS}:{word}", (), (*subsets, *areas))
