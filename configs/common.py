@@ -20,6 +20,52 @@ def base():
 
     c.modalities = ConfigDict()  # name -> image_tower(), text_tower(), ...: see towers.py
 
+    _model(c)
+    # name -> {fn: a name in objectives/ (default: the name), weight, its keywords}; numbers may be
+    # schedules.
+    c.objectives = ConfigDict()
+
+    # Share of each modality that is missing from training examples (a number or a schedule); one
+    # modality always stays.
+    c.modality_dropout = 0.0
+
+    c.ema = ConfigDict()
+    c.ema.decay = 0.0  # of the teacher; 0: no teacher
+    c.queue = ConfigDict()
+    c.queue.size = 0  # teacher embeddings kept as further negatives; 0: no queue
+    c.queue.modalities = ("image", "text")
+
+    _optim(c)
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices that split the batch; -1: all that fsdp leaves
+    c.mesh.fsdp = 1  # devices that split batch and parameters
+    c.mesh.rules = ()  # ((path regex, partition spec), ...) instead of the fsdp rule
+
+    c.data = ConfigDict()
+    c.data.source = "tfds"  # a name in data/sources.py, or 'package.module:Class'
+    c.data.kwargs = ConfigDict()  # arguments of the source
+    c.data.train_split = "train"
+    c.data.eval_splits = ()
+    c.data.threads = 2
+    c.data.max_bad_share = 0.01  # of records that cannot be read; more is an error
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.kind = "wordpiece"
+    c.tokenizer.path = ""  # a tokenizer.json or vocab.txt; '': train one on the training captions
+    c.tokenizer.vocab_size = 4096
+    c.tokenizer.add_sep = True  # end a caption with [SEP]; the original ALBEF does not
+
+    c.log_every = 20  # steps
+    c.save_every = 500
+    c.eval_every = 0  # 0: at the end only
+    c.keep = 3  # newest checkpoints
+
+    _eval(c)
+    return c
+
+
+def _model(c):
+    """Sizes of the shared space, fusion, heads, critics and temperature."""
     c.model = ConfigDict()
     c.model.embed_dim = 128  # of the shared space
     # 'match' (does the pair belong together?), 'mlm' (masked words), 'retrieve' (projects h_m to
@@ -65,20 +111,9 @@ def base():
     c.model.temperature.max = 1.0
     c.model.temperature.bias = None  # start of a learned bias on the logits (SigLIP: -10.0)
 
-    # name -> {fn: a name in objectives/ (default: the name), weight, its keywords}; numbers may be
-    # schedules.
-    c.objectives = ConfigDict()
 
-    # Share of each modality that is missing from training examples (a number or a schedule); one
-    # modality always stays.
-    c.modality_dropout = 0.0
-
-    c.ema = ConfigDict()
-    c.ema.decay = 0.0  # of the teacher; 0: no teacher
-    c.queue = ConfigDict()
-    c.queue.size = 0  # teacher embeddings kept as further negatives; 0: no queue
-    c.queue.modalities = ("image", "text")
-
+def _optim(c):
+    """The optimizer, and where its parameters start."""
     c.optim = ConfigDict()
     c.optim.lr = ConfigDict(dict(schedule="cosine", peak=1e-3, warmup=100, end=0.0))  # schedules.py
     c.optim.b1 = 0.9
@@ -106,30 +141,9 @@ def base():
     c.init.allow_missing = ()  # regexes of our parameters that may keep their random start
     c.init.resize_pos_embed = False
 
-    c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices that split the batch; -1: all that fsdp leaves
-    c.mesh.fsdp = 1  # devices that split batch and parameters
-    c.mesh.rules = ()  # ((path regex, partition spec), ...) instead of the fsdp rule
 
-    c.data = ConfigDict()
-    c.data.source = "tfds"  # a name in data/sources.py, or 'package.module:Class'
-    c.data.kwargs = ConfigDict()  # arguments of the source
-    c.data.train_split = "train"
-    c.data.eval_splits = ()
-    c.data.threads = 2
-    c.data.max_bad_share = 0.01  # of records that cannot be read; more is an error
-
-    c.tokenizer = ConfigDict()
-    c.tokenizer.kind = "wordpiece"
-    c.tokenizer.path = ""  # a tokenizer.json or vocab.txt; '': train one on the training captions
-    c.tokenizer.vocab_size = 4096
-    c.tokenizer.add_sep = True  # end a caption with [SEP]; the original ALBEF does not
-
-    c.log_every = 20  # steps
-    c.save_every = 500
-    c.eval_every = 0  # 0: at the end only
-    c.keep = 3  # newest checkpoints
-
+def _eval(c):
+    """What is evaluated, and how."""
     c.eval = ConfigDict()
     c.eval.names = ("retrieval",)  # evaluators, evals/
     c.eval.batch_size = 256
@@ -146,7 +160,6 @@ def base():
     c.eval.noise_levels = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the robustness evaluator
     c.eval.train_examples = 4000  # of the training split that probes and CCA are fitted on
     c.eval.pictures = 8  # queries drawn in the retrieval picture
-    return c
 
 
 def albef(c):

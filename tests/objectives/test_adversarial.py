@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
 from multimodal.nn.critics import Perceptron, spectral_norm
 from multimodal.objectives import adversarial, alignment
 from multimodal.training.optim import make_optimizer, on_turn
@@ -240,7 +239,3 @@ def test_alignment_closes_a_gap(target):
 
     (end, _), _ = jax.lax.scan(step, state, None, 500)
     assert jnp.linalg.norm(end["shift"]["a"] - end["shift"]["b"]) < 1.0  # from 4.0
-
-
-def test_config_has_the_keys():
-    assert set(common.base().optim.critic) == {"lr", "b1", "weight_decay", "steps"}
