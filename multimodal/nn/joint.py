@@ -14,16 +14,20 @@ from flax import linen as nn
 from multimodal.nn.encoders import mean_pool
 from multimodal.nn.layers import (
     Block,
+    BlockConfig,
     Stack,
     Tokens,
     attend,
     block_config,
+    dropout,
     fold_keys,
     layer_norm,
+    repeat,
 )
 from multimodal.nn.operators import OPERATORS
 
 STAGES = ("early", "hybrid", "late")
+CROSS = 1_000  # folds the keys of a layer's cross-attention apart from its block's
 
 
 def blocks_apart(stage: str, depth: int, together: int) -> int:
@@ -39,17 +43,20 @@ class CrossAttention(nn.Module):
     sqrt(d)) V, LayerNorm(O + H_t).
 
     With several heads each has its own d = width / heads and their outputs are concatenated. An
-    example without context gets O = 0.
+    example without context gets O = 0. Dropout acts on A (`attention_dropout`) and on O.
     """
 
     width: int
     heads: int = 1
     eps: float = 1e-6
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Tokens, context: Tokens | None) -> Tokens:
         out = 0
+        keys_in, keys_out = fold_keys(x.keys, 0), fold_keys(x.keys, 1)
         if context is not None:
             q, k, v = (
                 nn.DenseGeneral(
@@ -61,8 +68,9 @@ class CrossAttention(nn.Module):
                 )(side.x)
                 for name, side in (("query", x), ("key", context), ("value", context))
             )
-            out = attend(q, k, v, context.mask).reshape(*x.x.shape[:2], self.width)
-            out = jnp.where(context.mask.any(-1)[:, None, None], out, 0)
+            out = attend(q, k, v, context.mask, rate=self.attention_dropout, keys=keys_in)
+            out = jnp.where(context.mask.any(-1)[:, None, None, None], out, 0)
+            out = dropout(out.reshape(*x.x.shape[:2], self.width), self.dropout, keys_out)
         return x.replace(x=layer_norm(self.eps, self.dtype, "norm")(out + x.x))
 
 
@@ -85,6 +93,62 @@ def split(tokens: Tokens, parts: list[Tokens]) -> list[Tokens]:
 def pool(tokens: Tokens):
     """Mean of the tokens [B, D], and whether there is any [B, 1]."""
     return mean_pool(tokens), tokens.mask.any(-1, keepdims=True)
+
+
+def self_block(cfg, m, p, keys):
+    """One modality's tokens through a block of its own; call in a compact method."""
+    return p.replace(x=Block(cfg, name=f"self_{m}")(p.x, keys, p.mask))
+
+
+class AttentionLayer(nn.Module):
+    """One layer of the multimodal Transformer: tokens of the modalities -> (after self-attention,
+    after cross-attention over the others').
+
+    Attributes:
+      asks: which of the modalities attend to the others; alone: whether there is self-attention.
+    """
+
+    names: tuple[str, ...]
+    cfg: BlockConfig
+    asks: tuple[bool, ...]
+    alone: bool = True
+
+    @nn.compact
+    def __call__(self, parts, i):
+        c, own, out = self.cfg, list(parts), []
+        keys = [fold_keys(p.keys, i) for p in parts]
+        if self.alone:
+            own = [self_block(c, *of) for of in zip(self.names, parts, keys, strict=True)]
+        for n, (m, p) in enumerate(zip(self.names, own, strict=True)):
+            if self.asks[n]:
+                sizes = (c.width, c.heads, c.eps, c.dropout, c.attention_dropout, c.dtype)
+                others = own[:n] + own[n + 1 :]
+                asking = p.replace(keys=fold_keys(keys[n], CROSS))
+                cross = CrossAttention(*sizes, name=f"cross_{m}")
+                p = cross(asking, concatenate(others) if others else None).replace(keys=p.keys)
+            out.append(p)
+        return own, out
+
+
+class BottleneckLayer(nn.Module):
+    """Blocks of each modality over its own tokens and the shared bottleneck z, whose copies are
+    averaged (Nagrani et al. 2021, eq. 8-9): (tokens of the modalities, z) -> the same.
+    """
+
+    names: tuple[str, ...]
+    cfg: BlockConfig
+
+    @nn.compact
+    def __call__(self, parts, z, i):
+        out, seen, size = [], [], z.shape[1]
+        for m, p in zip(self.names, parts, strict=True):
+            both = concatenate([p, Tokens(z, jnp.ones(z.shape[:2], bool))])
+            x = self_block(self.cfg, m, both, fold_keys(p.keys, i)).x
+            out.append(p.replace(x=x[:, :-size]))
+            seen.append(x[:, -size:])
+        there = jnp.stack([p.mask.any(-1) for p in parts])[..., None, None]
+        mean = jnp.where(there, jnp.stack(seen), 0).sum(0) / jnp.maximum(there.sum(0), 1)
+        return out, mean.astype(z.dtype)
 
 
 class JointFusion(nn.Module):
@@ -192,44 +256,37 @@ class JointFusion(nn.Module):
         over the other modalities. What is combined are the means of both of the last layer.
         """
         late = self.stage == "late"
-        layers = 1 if late else math.ceil(sum(self.together) / len(parts))
-        asks = [self.query in ("", m) for m in self.names]
-        own = parts
-        for n in range(layers):
-            if not late:
-                own = [self._self_block(n, i, p) for i, p in enumerate(parts)]
-            parts = [
-                self._cross(n, i, p, own[:i] + own[i + 1 :]) if asks[i] else p
-                for i, p in enumerate(own)
-            ]
+        asks = tuple(self.query in ("", m) for m in self.names)
+        own, parts = self._layers(
+            AttentionLayer,
+            lambda layer, carry, i: layer(carry[1], i),
+            (parts, parts),
+            1 if late else math.ceil(sum(self.together) / len(parts)),
+            "attend",
+            asks=asks,
+            alone=not late,
+        )
         both = [(s, c) if asking else (s,) for s, c, asking in zip(own, parts, asks, strict=True)]
         return parts, [pool(tokens) for results in both for tokens in results]
 
-    def _self_block(self, layer, i, p):
-        block = Block(block_config(self, norm="pre"), name=f"self_{layer}_{self.names[i]}")
-        return p.replace(x=block(p.x, fold_keys(p.keys, layer), p.mask))
-
-    def _cross(self, layer, i, p, others):
-        cross = CrossAttention(
-            self.width, self.heads, self.eps, self.dtype, name=f"cross_{layer}_{self.names[i]}"
-        )
-        return cross(p, concatenate(others) if others else None)
-
     def _bottleneck(self, parts):
-        """Blocks of each modality over its own tokens and the shared bottleneck, whose copies are
-        averaged after each layer (Nagrani et al. 2021, eq. 8-9).
-        """
+        """Layers in which modalities see each other through the shared bottleneck's tokens."""
         shape = (1, self.bottleneck, self.width)
         z = self.param("bottleneck_tokens", nn.initializers.normal(0.02), shape)
         z = jnp.broadcast_to(z.astype(parts[0].x.dtype), (len(parts[0].x), *shape[1:]))
-        there = jnp.stack([p.mask.any(-1) for p in parts])[..., None, None]
-        count = jnp.maximum(there.sum(0), 1)
-        for n in range(math.ceil(sum(self.together) / len(parts))):
-            seen = []
-            for i, p in enumerate(parts):
-                both = concatenate([p, Tokens(z, jnp.ones(z.shape[:2], bool))])
-                x = self._self_block(n, i, both.replace(keys=p.keys)).x
-                parts[i] = p.replace(x=x[:, : -self.bottleneck])
-                seen.append(x[:, -self.bottleneck :])
-            z = jnp.where(there, jnp.stack(seen), 0).sum(0) / count
+        parts, _ = self._layers(
+            BottleneckLayer,
+            lambda layer, carry, i: layer(*carry, i),
+            (parts, z),
+            math.ceil(sum(self.together) / len(parts)),
+            "bottleneck",
+        )
         return parts
+
+    def _layers(self, cls, apply, carry, depth, name, **fields):
+        cfg = block_config(self, norm="pre")
+
+        def make(cls, name):
+            return cls(self.names, cfg, **fields, name=name)
+
+        return repeat(cls, make, apply, carry, depth, self.scan, self.remat, name)

@@ -236,31 +236,48 @@ REMAT = {
 }
 
 
+def repeat(cls, make, apply, carry, depth, scan=False, remat="none", name="block"):
+    """`depth` layers of one kind after each other, unrolled or scanned; call in a compact method.
+
+    Args:
+      cls: the layer's class; make(cls, name) builds one of it (or of its rematerialised copy).
+      apply: (layer, carry, i) -> carry of the same structure; i is traced when scanned.
+      scan: one compiled body for all layers, parameters stacked as NAMEs; else NAME_0, NAME_1, ...
+      remat: 'none' | 'full' | 'dots' (keep matrix products): what the backward pass recomputes.
+    """
+    if not depth:
+        return carry
+    if remat != "none":
+        cls = nn.remat(cls, policy=REMAT[remat], prevent_cse=not scan)
+    if not scan:
+        for i in range(depth):
+            carry = apply(make(cls, f"{name}_{i}"), carry, i)
+        return carry
+    scanned = nn.scan(
+        lambda layer, carry, i: (apply(layer, carry, i), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=depth,
+    )
+    return scanned(make(cls, f"{name}s"), carry, jnp.arange(depth))[0]
+
+
 class Stack(nn.Module):
     """A stack of blocks, unrolled or scanned (compile time then does not grow with depth)."""
 
     cfg: BlockConfig
     depth: int
     scan: bool = False
-    remat: str = "none"  # 'none' | 'full' | 'dots' (keep matrix products)
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x, keys=None, mask=None, context=None):
-        if not self.depth:
-            return x
-        block = Block
-        if self.remat != "none":
-            block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=not self.scan)
-        if not self.scan:
-            for i in range(self.depth):
-                x = block(self.cfg, name=f"block_{i}")(x, fold_keys(keys, i), mask, context)
-            return x
-
-        def body(module, x, i):
-            return module(x, fold_keys(keys, i), mask, context), None
-
-        scanned = nn.scan(
-            body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+        return repeat(
+            Block,
+            lambda cls, name: cls(self.cfg, name=name),
+            lambda block, x, i: block(x, fold_keys(keys, i), mask, context),
+            x,
+            self.depth,
+            self.scan,
+            self.remat,
         )
-        x, _ = scanned(block(self.cfg, name="blocks"), x, jnp.arange(self.depth))
-        return x

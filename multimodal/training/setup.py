@@ -16,7 +16,7 @@ from multimodal.errors import UserError
 from multimodal.nn.model import build_model
 from multimodal.training.optim import make_optimizer
 from multimodal.training.sharding import state_shardings
-from multimodal.training.step import new_state
+from multimodal.training.step import new_state, seed_key
 
 
 def get_source(config, split):
@@ -87,9 +87,10 @@ def example_batch(config, size=2):
     return {m: np.stack([t.empty()] * size) for m, t in transforms.items()}
 
 
-def init_params(config, model):
-    """Random parameters of the model, a function of the seed alone."""
-    params = model.init(jax.random.key(config.seed), example_batch(config))["params"]
+def init_params(config, model, rng=None):
+    """Random parameters of the model, a function of the seed alone; rng: its key data."""
+    key = jax.random.wrap_key_data(seed_key(config) if rng is None else rng)
+    params = model.init(key, example_batch(config))["params"]
     return jax.tree.map(jnp.asarray, params)
 
 
@@ -98,20 +99,16 @@ def build_state(config, mesh, import_weights=True):
 
     import_weights: False leaves config.init alone; a resumed run has its own.
     """
-    model = build_model(config)
+    model, rng = build_model(config), seed_key(config)
     init = functools.partial(init_params, config, model)
     tx = make_optimizer(config, jax.eval_shape(init))
+    start = functools.partial(new_state, config, tx=tx)
     if config.init.path and import_weights:
-        params = initialised(jax.jit(init)(), config)
-        make = functools.partial(new_state, config, tx=tx)
-        shardings = state_shardings(jax.eval_shape(make, params), mesh, config.mesh.rules)
-        return model, tx, jax.jit(make, out_shardings=shardings)(params)
-
-    def make():
-        return new_state(config, init(), tx)
-
-    shardings = state_shardings(jax.eval_shape(make), mesh, config.mesh.rules)
-    return model, tx, jax.jit(make, out_shardings=shardings)()
+        make, args = start, (initialised(jax.jit(init)(rng), config),)
+    else:
+        make, args = lambda rng: start(init(rng), rng=rng), (rng,)
+    shardings = state_shardings(jax.eval_shape(make, *args), mesh, config.mesh.rules)
+    return model, tx, jax.jit(make, out_shardings=shardings)(*args)
 
 
 def initialised(params, config):

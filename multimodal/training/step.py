@@ -24,6 +24,8 @@ class State(struct.PyTreeNode):
       ema: the teacher's parameters, or None.
       opt: the optimizer's state.
       queue: the momentum queue, or None.
+      rng: uint32 key data of the seed, from which all draws of a step follow. Here, and no constant
+        of the program, so that another seed runs the same compiled step.
     """
 
     step: jax.Array
@@ -31,19 +33,26 @@ class State(struct.PyTreeNode):
     ema: dict | None
     opt: tuple
     queue: dict | None
+    rng: jax.Array
 
 
-def new_state(config, params, tx) -> State:
-    """The state of step 0."""
+def seed_key(config):
+    """The PRNG key of the config's seed, as data (uint32)."""
+    return jax.random.key_data(jax.random.key(config.seed))
+
+
+def new_state(config, params, tx, rng=None) -> State:
+    """The state of step 0. rng: key data instead of the config's seed."""
+    rng = seed_key(config) if rng is None else rng
     q = config.queue
     queue = None
     if q.size:
         dims = {m: _embed_dim(config, m) for m in q.modalities}
-        queue = empty_queue(q.size, dims, jax.random.fold_in(jax.random.key(config.seed), 1))
+        queue = empty_queue(q.size, dims, jax.random.fold_in(jax.random.wrap_key_data(rng), 1))
     params = bounded(params, config.model.temperature)
     # A copy: the step donates its state, and one buffer cannot be given away twice.
     ema = jax.tree.map(jnp.copy, params) if config.ema.decay else None
-    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params), queue)
+    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params), queue, rng)
 
 
 def _embed_dim(config, modality):
@@ -65,7 +74,7 @@ def make_loss(config, model, objectives):
     gone = Schedule.parse(config.modality_dropout, config.steps)
 
     def loss(params, state, batch):
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         keys = jax.random.split(rng)
         if not isinstance(gone, int | float) or gone:
             drop = jax.random.fold_in(rng, zlib.crc32(b"modality_dropout"))

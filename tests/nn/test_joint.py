@@ -172,3 +172,56 @@ def test_a_standin_is_learned():
     assert np.abs(grads["fuser"]["standin_image"]).max() > 0
     assert np.abs(grads["fuser"]["standin_text"]).max() == 0
     assert not any(np.abs(g).max() for g in jax.tree.leaves(grads["encoder_image"]))
+
+
+@pytest.mark.parametrize("fusion", [{"operator": "attention"}, {"bottleneck": 2}])
+def test_scan_and_remat_change_nothing(fusion):
+    """Both layers in one scanned body, and recomputed: the same h_m and gradients."""
+    fusion = {"operator": "concat", "stage": "early"} | fusion
+    towers = {m: {"depth": 2} for m in ("image", "text")}
+
+    def build(**changes):
+        c = config(**fusion, **changes)
+        for m, tower in towers.items():
+            c.modalities[m].update(tower)
+        return Net(build_model(c), {})
+
+    def value(net, params):
+        h = Net(net.model, params).encode(batch(image_present=np.arange(8) > 1))["joint"].pooled
+        return (h**3).sum()
+
+    plain = build()
+    params = jax.jit(plain.model.init)(jax.random.key(0), batch())["params"]
+    name = "attend" if fusion["operator"] == "attention" else "bottleneck"
+    fuser = dict(params["fuser"])
+    layers = [fuser.pop(f"{name}_{i}") for i in range(2)]
+    stacked = {**fuser, f"{name}s": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    wanted = jax.jit(jax.value_and_grad(functools.partial(value, plain)))(params)
+    again = jax.jit(jax.value_and_grad(functools.partial(value, build(remat="full"))))(params)
+    assert laws.worst(again, wanted) < 1e-5
+    scanned = build(scan=True, remat="dots")
+    found = jax.jit(jax.value_and_grad(functools.partial(value, scanned)))(
+        params | {"fuser": stacked}
+    )
+    assert laws.worst(found[0], wanted[0]) < 1e-5
+    ours, theirs = found[1]["fuser"][f"{name}s"], wanted[1]["fuser"]
+    for i in range(2):
+        one = jax.tree.map(lambda x, i=i: x[i], ours)
+        assert laws.worst(one, theirs[f"{name}_{i}"]) < 1e-5
+
+
+def test_cross_attention_drops_out():
+    """Both rates act where there are keys, each example by its own, and not without."""
+    rng = np.random.default_rng(0)
+    x = jnp.array(rng.standard_normal((4, 3, 8), np.float32))
+    tokens = Tokens(x, jnp.ones((4, 3), bool))
+    keyed = tokens.replace(keys=jax.random.split(jax.random.key(1), 4))
+    variables = CrossAttention(8, 2).init(jax.random.key(0), tokens, tokens)
+    clean = CrossAttention(8, 2).apply(variables, keyed, tokens).x
+    for rates in ({"dropout": 0.5}, {"attention_dropout": 0.5}):
+        module = CrossAttention(8, 2, **rates)
+        np.testing.assert_array_equal(module.apply(variables, tokens, tokens).x, clean)
+        dropped = module.apply(variables, keyed, tokens).x
+        assert np.abs(dropped - clean).max() > 0.01, rates
+        turned = jax.tree.map(lambda v: v[::-1], (keyed, tokens))
+        np.testing.assert_allclose(module.apply(variables, *turned).x, dropped[::-1], atol=1e-6)

@@ -14,7 +14,7 @@ from multimodal.interop.weights import make_table
 from multimodal.nn.model import Net, unit
 from multimodal.objectives import OBJECTIVES, Objective
 from multimodal.training.optim import RULES, factors, make_optimizer
-from multimodal.training.step import State, make_loss, make_step
+from multimodal.training.step import State, make_loss, make_step, seed_key
 from tests.parity.common import Loaded, acts, load, make_batch, precision
 from tests.parity.report import compare_gradients, split_key_biases, within_adam
 
@@ -51,7 +51,14 @@ def train_config(loaded, golden) -> ConfigDict:
 def first_state(loaded, tx) -> State:
     """The state of step 0: weights, teacher and queue of the file."""
     ema, queue = (jax.tree.map(jnp.asarray, t) for t in (loaded.source.ema, loaded.source.queue))
-    return State(jnp.zeros((), jnp.int32), loaded.params, ema, tx.init(loaded.params), queue)
+    return State(
+        jnp.zeros((), jnp.int32),
+        loaded.params,
+        ema,
+        tx.init(loaded.params),
+        queue,
+        seed_key(base()),
+    )
 
 
 def objectives(draws) -> list[Objective]:

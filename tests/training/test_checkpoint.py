@@ -20,7 +20,7 @@ SCORES = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6}
 def state_of(step):
     params = {"w": jnp.full((4, 4), float(step)), "b": jnp.arange(3.0)}
     ema = jax.tree.map(lambda x: x + 0.5, params)
-    return State(jnp.int32(step), params, ema, (jnp.ones(2),), None)
+    return State(jnp.int32(step), params, ema, (jnp.ones(2),), None, jnp.zeros(2, jnp.uint32))
 
 
 @pytest.fixture
