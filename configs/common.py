@@ -69,7 +69,8 @@ def _model(c):
     c.model = ConfigDict()
     c.model.embed_dim = 128  # of the shared space
     # 'match' (does the pair belong together?), 'mlm' (masked words), 'retrieve' (projects h_m to
-    # the shared space), 'critic' (of modalities), 'discriminator' and 'decoder' (of h_m)
+    # the shared space), 'critic' (of modalities), 'discriminator', 'decoder' and 'posterior' (of
+    # h_m and the noise z beside it)
     c.model.heads = ()
     c.model.mlm_modality = "text"  # whose words the mlm head predicts
     c.model.dtype = "float32"  # of activations; parameters and losses stay float32

@@ -59,6 +59,7 @@ def tiny_config(name="contrastive", kwargs=None, **changes):
         use_joint(c)
         if (kwargs or {}).get("reconstruction"):
             c.model.heads += ("decoder",)
+        c.model.heads += tuple(h for h in needs if h in ("decoder", "posterior"))
     c.ema.decay, c.queue.size = 0.9, 12
     c.steps, c.batch_size = 6, 8
     c.objectives[name] = kwargs or {}

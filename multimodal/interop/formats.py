@@ -148,8 +148,8 @@ def roberta_config(r):
 
 def is_roberta(state, prefix, config):
     """RoBERTa's layers have BERT's names. What tells it: its config, the model's name before the
-    weights', its head, positions without one for padding (row 1, which is never trained), or the
-    order in which its class defines its embeddings."""
+    weights', its head, one token type instead of two, positions without one for padding (row 1,
+    which is never trained), or the order in which its class defines its embeddings."""
     if config and "model_type" in config:
         return config["model_type"] in ("roberta", "xlm-roberta", "camembert")
     if prefix.endswith("roberta.") or "lm_head.dense.weight" in state:
@@ -159,6 +159,8 @@ def is_roberta(state, prefix, config):
     if any(name not in state for name in names):
         return False
     positions, places = state[names[-1]], {name: i for i, name in enumerate(state)}
+    if len(state[names[1]]) == 1:  # the released models'; BERT's always have two
+        return True
     return not positions[1:2].any() or [places[n] for n in names] == sorted(map(places.get, names))
 
 

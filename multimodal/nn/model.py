@@ -136,6 +136,8 @@ class Model(nn.Module):
         if "decoder" in self.heads:
             features = self.noise_dim + self.fusion["width"]
             self.decoder = perceptron(features, spectral=False)
+        if "posterior" in self.heads:
+            self.posterior_head = dense(2 * self.noise_dim)
 
     def encode(self, batch, rng=None):
         """Run the towers of the modalities that are keys of the batch.
@@ -190,6 +192,12 @@ class Model(nn.Module):
         """[B, sum of D_m] features from (h_m, z) of the same length."""
         return self.decoder(joint)
 
+    def posterior(self, h):
+        """(mean, log variance) [B, noise_dim] of the noise that goes with h_m [B, D]."""
+        out = self.posterior_head(h)
+        out = out.astype(jnp.promote_types(out.dtype, jnp.float32))
+        return out[:, : self.noise_dim], out[:, self.noise_dim :]
+
     def fuse(self, query: Tokens, context: Tokens) -> Tokens:
         """The fusion's Tokens for query over context."""
         return self.fuser(query, context)
@@ -226,6 +234,8 @@ class Model(nn.Module):
             features = jnp.zeros((2, self.noise_dim + self.fusion["width"]))
             self.decode(features) if "decoder" in self.heads else None
             self.discriminate(features) if "discriminator" in self.heads else None
+        if "posterior" in self.heads:
+            self.posterior(jnp.zeros((2, self.fusion["width"])))
         query = out.get(self.mlm_modality)
         if self.fusion and not self.joins:
             other = next(e for m, e in out.items() if m != self.mlm_modality)

@@ -13,6 +13,7 @@ from multimodal.objectives import (  # noqa: F401 (they register themselves)
     correlation,
     itm,
     mlm,
+    variational,
 )
 from multimodal.objectives.registry import OBJECTIVES, Objective, build, register
 

@@ -43,8 +43,8 @@ def noise_like(rng, batch, size, dim, dtype):
     return jax.vmap(lambda k: jax.random.normal(k, (dim,), dtype))(keys)
 
 
-def _players(net, out, batch, rng, noise):
-    """(real [B, F], (h_m, z) [B, F], [B] bool: examples with every modality)."""
+def players(net, out, batch, rng, noise):
+    """(real [B, F], (h_m, z) [B, F], [B] bool: examples with every modality); noise: z, or None."""
     modalities = net.model.modalities
     real = jnp.concatenate([out[m].pooled for m in modalities], axis=-1)
     present = jnp.stack([out[m].present for m in modalities]).all(0)
@@ -72,7 +72,7 @@ def generator(net, out, batch, rng, kind="bce", reconstruction=0.0, noise=None):
       of h_m over the batch, 'rank': its effective rank (Roy & Vetterli 2007), 'collapsed': 1 where
       the spread is below 1e-3 or the rank below 1.5}.
     """
-    real, joint, present = _players(net, out, batch, rng, noise)
+    real, joint, present = players(net, out, batch, rng, noise)
     fake = _generate(net, joint)
     logits = net.frozen.discriminate(fake)
     loss = masked_mean(generator_losses(kind, logits), present)
@@ -98,7 +98,7 @@ def discriminator(
       noise, mix: [B, noise_dim] and [B] in 0..1 to use instead of drawing.
     Returns: loss, {'accuracy': real above and generated below 0, 'real', 'fake': mean logits}.
     """
-    real, joint, present = _players(net.frozen, out, batch, rng, noise)
+    real, joint, present = players(net.frozen, out, batch, rng, noise)
     real, fake = stop(real), stop(_generate(net.frozen, joint))
     f_real, f_fake = net.discriminate(real), net.discriminate(fake)
     losses = discriminator_losses(kind, f_real, f_fake)

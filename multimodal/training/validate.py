@@ -14,7 +14,8 @@ from multimodal.registry import nearest
 from multimodal.training.optim import RULES
 
 POOLS = {"vit": ("class", "mean", "map", "none"), "text": ("class", "eot", "last", "mean", "none")}
-HEADS = ("match", "mlm", "retrieve", "critic", "discriminator", "decoder")
+IMITATE = {"discriminator", "decoder", "posterior"}  # of (h_m, z), as long as all features
+HEADS = ("match", "mlm", "retrieve", "critic", *sorted(IMITATE))
 
 
 def validate(config):
@@ -108,7 +109,7 @@ def check_model(config):
         one_of("model.heads", head, HEADS)
     if "match" in m.heads and m.fusion.kind in ("none", JOINT):
         raise UserError("config.model.heads: 'match' needs model.fusion.kind 'cross_attention'")
-    for head in ("retrieve", "discriminator", "decoder"):
+    for head in ("retrieve", *sorted(IMITATE)):
         if head in m.heads and m.fusion.kind != JOINT:
             raise UserError(f"config.model.heads: {head!r} needs model.fusion.kind 'joint'")
     check_classifiers(config)
@@ -147,17 +148,17 @@ def check_joint(config):
                 f"{where}.depth {f.depth}: at the stage 'hybrid' each tower gives so many of its "
                 f"blocks, and modalities.{m} has {tower.depth}"
             )
-        pooled = f.stage == "late" or "discriminator" in config.model.heads
+        pooled = f.stage == "late" or IMITATE & set(config.model.heads)
         if pooled and tower.get("pool") == "none":
             raise UserError(
-                f"{where}: the stage 'late' and the head 'discriminator' need modalities.{m}.pool "
-                "other than 'none'"
+                f"{where}: the stage 'late' and the heads {', '.join(sorted(IMITATE))} need "
+                f"modalities.{m}.pool other than 'none'"
             )
     room = sum(tower.get("width", 0) for tower in config.modalities.values())
-    if {"discriminator", "decoder"} & set(config.model.heads) and room < f.width:
+    if IMITATE & set(config.model.heads) and room < f.width + ("posterior" in config.model.heads):
         raise UserError(
-            f"{where}.width {f.width} is more than the {room} features of all modalities, which "
-            "(h_m, z) imitates"
+            f"{where}.width {f.width} leaves no room for noise in the {room} features of all "
+            "modalities, which (h_m, z) imitates"
         )
 
 

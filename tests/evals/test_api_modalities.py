@@ -12,6 +12,7 @@ from configs import common, towers
 from multimodal import api
 from multimodal.data.builders.toy import ToySource
 from multimodal.data.tokenizer import train_tokenizer
+from multimodal.data.video_codec import decode_video
 from multimodal.errors import UserError
 from multimodal.evals.run import run_evals
 from multimodal.nn.model import Net, build_model
@@ -84,6 +85,17 @@ def test_videos_as_arrays(loaded):
         loaded.embed_video([np.zeros((2, 16, 16, 3))])
     both = loaded.similarity([film(0), film(1)], [tone(300)], ("video", "audio"))
     np.testing.assert_allclose(both[:, 0], found @ loaded.embed_audio([tone(300)])[0], atol=1e-5)
+
+
+def test_a_real_film(loaded, shared):
+    """An MP4 by path and as bytes is its decoded frames."""
+    pytest.importorskip("av")
+    file = sorted((shared / "data/grid_s1/mp4").glob("*.mp4"))[0]
+    found = loaded.embed_video([file, file.read_bytes()])
+    frames = loaded.net.model.modalities["video"]["frames"]
+    decoded = decode_video(file.read_bytes(), frames)
+    assert len(decoded) == frames and decoded.std() > 10
+    np.testing.assert_allclose(found, np.repeat(loaded.embed_video(decoded), 2, 0), atol=1e-5)
 
 
 def test_classify_with_any_subset(loaded):

@@ -12,6 +12,7 @@ import pytest
 
 from multimodal.nn.critics import Perceptron, spectral_norm
 from multimodal.objectives import adversarial, alignment
+from multimodal.training.loop import warn_of_collapse
 from multimodal.training.optim import make_optimizer, on_turn
 from multimodal.training.step import make_step
 from tests import laws
@@ -239,3 +240,23 @@ def test_alignment_closes_a_gap(target):
 
     (end, _), _ = jax.lax.scan(step, state, None, 500)
     assert jnp.linalg.norm(end["shift"]["a"] - end["shift"]["b"]) < 1.0  # from 4.0
+
+
+def test_the_generator_has_an_average():
+    """config.ema keeps an exponential moving average of the generator, fusion and towers alike."""
+    b = laws.Bench("generator", ema={"decay": 0.75})
+    one, _ = b.step(b.state, laws.tiny_batch())
+    two, _ = b.step(one, laws.tiny_batch(seed=1))
+    expected = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, one.ema, one.params)
+    for part in ("fuser", "encoder_image"):
+        assert laws.worst(two.ema[part], expected[part]) < 1e-6
+        assert laws.worst(two.ema[part], two.params[part]) > 1e-4
+
+
+def test_a_collapse_is_told_in_the_log(caplog):
+    row = {"generator/collapsed": 1.0, "generator/spread": 1e-5, "generator/rank": 1.0}
+    warn_of_collapse(7, row)
+    assert "step 7: the representations of generator have collapsed" in caplog.text
+    caplog.clear()
+    warn_of_collapse(8, row | {"generator/collapsed": 0.0})
+    assert not caplog.text
