@@ -135,7 +135,8 @@ def audio_tower(**changes):
     c.class_token = False  # True: one even where the pool does not need it
     c.distillation_token = False  # a second one (AST); pool 'class' is then the mean of both
     c.transform = "audio"
-    c.augment = "none"  # 'none' | 'shift': moved in time, and made louder or quieter
+    # 'none' | 'shift': moved in time, and made louder or quieter | 'speed': also faster or slower
+    c.augment = "none"
     c.noise = 0.0
     c.max_seconds = 3600.0  # longer files are refused from their header
     c.update(changes)

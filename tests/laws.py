@@ -25,6 +25,7 @@ VOCAB, LENGTH = 40, 6
 KEYWORDS = {
     # Float32 holds five digits of a correlation only where no covariance is all but singular.
     "cca": [{"ridge": 0.3}],
+    "classification": [{}, {"subsets": True}],
     "generator": [{}, {"kind": "hinge", "reconstruction": 1.0}],
     "discriminator": [{}, {"kind": "wasserstein", "r1": 0.5, "gradient_penalty": 1.0}],
 }

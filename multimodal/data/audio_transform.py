@@ -6,8 +6,9 @@ from multimodal.data.audio_codec import MAX_SECONDS, decode_audio
 from multimodal.data.transforms import choice
 from multimodal.errors import UserError
 
-AUGMENTS = ("none", "shift")
+AUGMENTS = ("none", "shift", "speed")
 _GAIN = 6.0  # dB, up or down
+_SPEED = 0.2  # faster or slower by up to this share
 
 
 class AudioTransform:
@@ -15,14 +16,17 @@ class AudioTransform:
 
     Evaluation takes the start of a longer clip and pads a shorter one with silence at its end.
     Config: `sample_rate` (Hz), `seconds`, `augment` ('shift': placed anywhere in time, up to 1/16
-    of the length over the edges, and made up to 6 dB louder or quieter), `max_seconds`.
+    of the length over the edges, and made up to 6 dB louder or quieter; 'speed': also played up to
+    a fifth faster or slower, pitch included, Ko et al. 2015), `max_seconds`.
     """
 
     def __init__(self, cfg, train, tokenizer=None):
         self.sample_rate = int(cfg["sample_rate"])
         self.seconds = float(cfg["seconds"])
         self.length = round(self.sample_rate * self.seconds)
-        self.shift = choice("audio", cfg, "augment", "none", AUGMENTS) == "shift" and train
+        augment = choice("audio", cfg, "augment", "none", AUGMENTS)
+        augment = augment if train else "none"
+        self.shift, self.speed = augment != "none", augment == "speed"
         self.max_seconds = float(cfg.get("max_seconds", MAX_SECONDS))
         if self.sample_rate < 1 or self.length < 1:
             raise UserError(
@@ -40,11 +44,13 @@ class AudioTransform:
         return wave if self.shift else self._place(wave, 0)
 
     def finish(self, wave, rng=None):
-        """The random part: place in time and loudness; nothing without an rng."""
+        """The random part: speed, place in time and loudness; nothing without an rng."""
         if not self.shift:
             return wave
         if rng is None:
             return self._place(wave, 0)
+        if self.speed:
+            wave = faster(wave, np.exp(rng.uniform(-1, 1) * np.log1p(_SPEED)))
         spare, over = self.length - len(wave), self.length // 16
         start = int(rng.integers(min(0, spare) - over, max(0, spare) + over + 1))
         return self._place(wave, start) * np.float32(10 ** (rng.uniform(-_GAIN, _GAIN) / 20))
@@ -59,3 +65,9 @@ class AudioTransform:
         part = wave[max(0, -start) : max(0, self.length - start)]
         out[max(0, start) : max(0, start) + len(part)] = part
         return out
+
+
+def faster(wave, factor):
+    """A wave [T] played `factor` times as fast, by linear interpolation: float32 [T / factor]."""
+    places = np.arange(round(len(wave) / factor)) * factor
+    return np.interp(places, np.arange(len(wave)), wave).astype(np.float32) if len(wave) else wave

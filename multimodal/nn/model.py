@@ -37,6 +37,12 @@ class Encoded(struct.PyTreeNode):
     pooled: jax.Array | None = None
     shared: jax.Array | None = None
 
+    @property
+    def hidden(self):
+        """The same as a fusion sees it where the modality is missing from every example."""
+        none = self.tokens.replace(mask=jnp.zeros_like(self.tokens.mask))
+        return self.replace(tokens=none, present=jnp.zeros_like(self.present))
+
 
 def unit(x, eps=1e-12):
     """x / max(|x|, eps) in at least float32, with a finite gradient at zero."""
@@ -160,9 +166,14 @@ class Model(nn.Module):
             tokens, pooled = self.encoder[m](batch[m], present, keys, batch.get(f"{m}_mask"))
             out[m] = self._encoded(m, tokens, pooled, present)
         if self.joins and len(out) == len(self.modalities):
-            present = jnp.stack([e.present for e in out.values()]).any(0)
-            out[JOINT] = self._encoded(JOINT, *self.fuser(out), present)
+            out[JOINT] = self.join(out)
         return out
+
+    def join(self, encoded):
+        """The Encoded of the joint representation h_m, from those of all modalities."""
+        parts = {m: encoded[m] for m in self.modalities}
+        present = jnp.stack([e.present for e in parts.values()]).any(0)
+        return self._encoded(JOINT, *self.fuser(parts), present)
 
     def _encoded(self, m, tokens, pooled, present):
         shared = embed = None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from multimodal.data.audio_codec import decode_audio
+from multimodal.data.audio_transform import faster
 from multimodal.data.transforms import build_transform
 from multimodal.errors import BadRecord, UserError
 from tests.data.media import by_manifest
@@ -171,6 +172,21 @@ def test_shift_is_a_function_of_the_rng():
     long = transform(train=True, seconds=0.5, augment="shift")
     assert len({long(TONE, np.random.default_rng(s)).tobytes() for s in range(20)}) > 15
     np.testing.assert_array_equal(short(TONE), transform(seconds=2.0)(TONE))
+
+
+def test_speed_moves_the_pitch():
+    """A tone played faster is shorter and higher by the same factor; draws stay within a fifth."""
+    played = faster(TONE, 1.25)
+    assert len(played) == len(TONE) / 1.25
+    peaks = [np.abs(np.fft.rfft(w)).argmax() / len(w) for w in (TONE, played)]
+    assert peaks[1] / peaks[0] == pytest.approx(1.25, rel=0.01)
+    np.testing.assert_array_equal(faster(TONE, 1.0), TONE)
+    moved = transform(train=True, seconds=3.0, augment="speed")
+    spans = []
+    for seed in range(30):
+        heard = np.flatnonzero(moved(TONE, np.random.default_rng(seed)))
+        spans.append((heard[-1] - heard[0]) / len(TONE))
+    assert 1.1 < max(spans) < 1.21 and sorted(spans)[5] < 0.95  # some lie over an edge
 
 
 def test_bad_config():
