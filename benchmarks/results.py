@@ -1,10 +1,12 @@
 """Runs behind docs/results.md: python benchmarks/results.py --out DIR [--only PREFIX] [--seeds N]
+[--jobs N]
 
 Trains each experiment once a seed (a run that is there is not repeated), then prints its table:
 mean and spread (largest minus smallest) over the seeds, and the seconds a run took.
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import statistics
@@ -44,10 +46,12 @@ def experiments():
         add(f"align/{word or 'none'}", f"{DIGITS}:{variant}", names, (ACCURACY, *gap))
     subsets = [f"val/robustness/digit/subset/{s}" for s in ("audio+image", "image", "audio")]
     areas = [f"val/robustness/digit/noise/{m}/area" for m in ("image", "audio")]
-    for word in ("", "missing"):
-        add(f"missing/{word or 'none'}", f"{DIGITS}:{word}", (), (*subsets, *areas))
-    for m in ("image", "audio"):
-        add(f"missing/{m}", f"{DIGITS}:{m}", FAST)
+    for word in ("", "dropout", "missing"):
+        add(f"missing/{word or 'none'}", f"{DIGITS}:{word},degraded", (), (*subsets, *areas))
+    for word in ("", "cca", "critic", "adversarial", "missing", "image", "audio"):
+        add(f"clean/{word or 'none'}", f"{DIGITS}:{word}", FAST)
+    for word in ("", "missing", "audio"):
+        add(f"new-voice/{word or 'none'}", f"{DIGITS}:{word},speakers", FAST)
     for operator in MORE:
         add(f"more/late-{operator}", f"{DIGITS}:degraded", FAST + cell("late", operator))
     slots = ("command", "colour", "preposition", "letter", "digit", "adverb")
@@ -120,12 +124,13 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
     chosen = {k: v for k, v in experiments().items() if k.startswith(args.only)}
-    for seed in range(0 if args.table else args.seeds):
-        for name, (config, overrides, _) in chosen.items():
-            run(args.out, name, config, overrides, seed)
+    wanted = [(n, s) for s in range(0 if args.table else args.seeds) for n in chosen]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda w: run(args.out, w[0], *chosen[w[0]][:2], w[1]), wanted))
     shown = None
     for name, (_, _, metrics) in chosen.items():
         line = row(args.out, name, metrics)

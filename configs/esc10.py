@@ -29,12 +29,12 @@ def get_config(arg=""):
     c.steps, c.batch_size = 300, 32
     sizes = dict(width=96, heads=4, mlp_dim=384)
     c.modalities.audio = common.audio_tower(
+        encoder="whisper",
         seconds=5.0,
         mels=64,
         window=640,
         hop=320,
         fft=1024,
-        patch=(32, 10),
         depth=3,
         dropout=0.1,
         augment="shift",
