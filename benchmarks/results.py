@@ -1,5 +1,5 @@
-"""Runs behind docs/results.md: python benchmarks/results.py --out DIR [--only PREFIX] [--seeds N]
-[--jobs N]
+"""Runs behind docs/results.md:
+python benchmarks/results.py --out DIR [--only PREFIX,PREFIX] [--seeds N] [--jobs N]
 
 Trains each experiment once a seed (a run that is there is not repeated), then prints its table:
 mean and spread (largest minus smallest) over the seeds, and the seconds a run took.
@@ -127,7 +127,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
-    chosen = {k: v for k, v in experiments().items() if k.startswith(args.only)}
+    chosen = {k: v for k, v in experiments().items() if k.startswith(tuple(args.only.split(",")))}
     wanted = [(n, s) for s in range(0 if args.table else args.seeds) for n in chosen]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda w: run(args.out, w[0], *chosen[w[0]][:2], w[1]), wanted))

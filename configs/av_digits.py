@@ -41,7 +41,7 @@ def get_config(arg=""):
     c.modalities.audio = common.audio_tower(
         sample_rate=8000, mels=40, window=200, hop=80, fft=256, patch=(40, 8), **sizes
     )
-    c.modalities.audio.augment = "shift"
+    c.modalities.audio.augment = "speed"
     common.joint(c, stage="hybrid", operator="attention", width=64, depth=2, heads=4, mlp_dim=256)
     c.model.classifiers.digit = common.classifier(10)
     c.model.embed_dim = 32
@@ -77,7 +77,7 @@ def only(m):
 
 
 def degraded(c):
-    for m, level in dict(image=0.72, audio=0.88).items():
+    for m, level in dict(image=0.72, audio=0.86).items():
         if m in c.modalities:
             c.modalities[m].noise = level
 
@@ -91,7 +91,7 @@ def dropout(c):
 
 
 def contrastive(c):
-    c.objectives.contrastive = dict(weight=0.3, **PAIR)
+    c.objectives.contrastive = dict(weight=0.1, **PAIR)
     c.eval.names += ("retrieval", "gap")
 
 
@@ -106,7 +106,7 @@ def critic(c):
     # A critic of Lipschitz constant 1 lowers the gap; a sharper one drives the modalities around.
     c.model.critic.spectral = True
     c.objectives.modality_critic = dict(weight=1.0)
-    c.objectives.modality_confusion = dict(weight=3.0)
+    c.objectives.modality_confusion = dict(weight=dict(schedule="ramp", end=1.0, steps=1.0))
 
 
 def adversarial(c):

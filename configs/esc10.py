@@ -37,7 +37,7 @@ def get_config(arg=""):
         fft=1024,
         depth=3,
         dropout=0.1,
-        augment="shift",
+        augment="speed",
         **sizes,
     )
     c.data.source = "records"

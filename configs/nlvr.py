@@ -10,17 +10,18 @@ from configs import common
 def get_config(arg=""):
     words = common.words_of(arg, ("image", "text", "smoke"))
     c = common.base()
-    c.steps, c.batch_size = 500, 64
+    c.steps, c.batch_size, c.optim.lr.peak = 300, 64, 5e-4
     sizes = dict(width=96, heads=4, mlp_dim=384, pool="mean")
     c.modalities.image = common.image_tower(
         size=96, patch=12, depth=3, class_token=False, background=(211, 211, 211), **sizes
     )
     c.modalities.text = common.text_tower(
-        vocab_size=512, max_length=32, depth=3, lower=True, dropout=0.1, **sizes
+        vocab_size=512, max_length=32, depth=3, lower=True, dropout=0.2, **sizes
     )
     c.tokenizer.vocab_size = 512
     common.joint(c, stage="hybrid", operator="attention", width=96, depth=2, heads=4, mlp_dim=384)
     c.model.classifiers.truth = common.classifier(2)
+    c.objectives.classification.smoothing = 0.1
     c.data.source = "records"
     c.data.kwargs = dict(
         root="../shared/data/nlvr",

@@ -8,7 +8,7 @@ from multimodal.errors import UserError
 
 AUGMENTS = ("none", "shift", "speed")
 _GAIN = 6.0  # dB, up or down
-_SPEED = 0.2  # faster or slower by up to this share
+_SPEED = 0.12  # faster or slower by up to this share
 
 
 class AudioTransform:
@@ -17,7 +17,7 @@ class AudioTransform:
     Evaluation takes the start of a longer clip and pads a shorter one with silence at its end.
     Config: `sample_rate` (Hz), `seconds`, `augment` ('shift': placed anywhere in time, up to 1/16
     of the length over the edges, and made up to 6 dB louder or quieter; 'speed': also played up to
-    a fifth faster or slower, pitch included, Ko et al. 2015), `max_seconds`.
+    an eighth faster or slower, pitch included, Ko et al. 2015), `max_seconds`.
     """
 
     def __init__(self, cfg, train, tokenizer=None):

@@ -175,7 +175,7 @@ def test_shift_is_a_function_of_the_rng():
 
 
 def test_speed_moves_the_pitch():
-    """A tone played faster is shorter and higher by the same factor; draws stay within a fifth."""
+    """A tone played faster is shorter and higher by the same factor; draws stay near."""
     played = faster(TONE, 1.25)
     assert len(played) == len(TONE) / 1.25
     peaks = [np.abs(np.fft.rfft(w)).argmax() / len(w) for w in (TONE, played)]
@@ -186,7 +186,7 @@ def test_speed_moves_the_pitch():
     for seed in range(30):
         heard = np.flatnonzero(moved(TONE, np.random.default_rng(seed)))
         spans.append((heard[-1] - heard[0]) / len(TONE))
-    assert 1.1 < max(spans) < 1.21 and sorted(spans)[5] < 0.95  # some lie over an edge
+    assert 1.07 < max(spans) < 1.13 and sorted(spans)[8] < 0.96  # some lie over an edge
 
 
 def test_bad_config():
