@@ -1,5 +1,7 @@
 """Every objective obeys the laws of laws.py."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,25 @@ def test_device_law(name, kwargs):
         assert any(not x.is_fully_replicated for x in jax.tree.leaves(state.params))
         many = b._grad(state.params, state, to_global(batch, mesh))
     assert laws.worst(many, one) < TOLERANCE
+
+
+KERNELS = [
+    p for p in CASES if "kernel" in inspect.signature(objectives.OBJECTIVES[p.values[0]]).parameters
+]
+
+
+@pytest.mark.parametrize("name, kwargs", KERNELS)
+def test_kernel_law(name, kwargs):
+    """By blocks of columns, on one device and on 8: loss and gradient of the plain kernel."""
+    batch = laws.without(laws.tiny_batch(), [3], "image")
+    plain = bench(name, kwargs)(batch)
+    blocks = laws.Bench(name, kwargs | {"kernel": "blockwise", "block": 3})
+    assert laws.worst(blocks(batch), plain) < TOLERANCE
+    mesh = make_mesh(2, 4)
+    with jax.set_mesh(mesh):
+        state = jax.device_put(blocks.state, state_shardings(blocks.state, mesh))
+        many = blocks._grad(state.params, state, to_global(batch, mesh))
+    assert laws.worst(many, plain) < TOLERANCE
 
 
 @pytest.mark.slow

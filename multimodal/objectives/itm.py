@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from multimodal.objectives.contrastive import choice, default_positives
+from multimodal.objectives.fetch import fetch
 from multimodal.objectives.registry import register
 from multimodal.objectives.sampling import (
     draw_negatives,
@@ -17,9 +18,20 @@ stop = jax.lax.stop_gradient
 
 
 @register("itm", needs=("match",))
-def itm(net, out, batch, rng, a="image", b="text", positives="", negatives=None, mode="corrected"):
+def itm(
+    net,
+    out,
+    batch,
+    rng,
+    a="image",
+    b="text",
+    positives="",
+    fetching="auto",
+    negatives=None,
+    mode="corrected",
+):
     """Cross-entropy of the matching head on B positives and 2B hard negatives drawn within the
-    batch.
+    batch of all devices.
 
     For each b (text) a negative a (image), and for each a a negative b, drawn in proportion to
     exp(similarity); never one with the same id. Examples without any negative contribute their
@@ -28,12 +40,15 @@ def itm(net, out, batch, rng, a="image", b="text", positives="", negatives=None,
     Args:
       a: the modality that is the fusion's context; b: its query.
       positives: 'id' or 'diagonal', which pairs belong together; by default what the mode does.
+      fetching: how tokens of negatives come from other devices: 'all_to_all' moves the drawn rows,
+        'gather' all tokens; 'auto': the former. The values are the same.
       negatives: (a for each b, b for each a), [B] int each, to use instead of drawing (parity
         tests).
     Returns: loss, {'accuracy': over positives and negatives}.
     """
     ids, present = batch["id"], out[a].present & out[b].present
     positives = choice("positives", positives or default_positives(mode), ("id", "diagonal"))
+    choice("fetching", fetching, ("auto", "all_to_all", "gather"))
     size = len(ids)
     same = jnp.eye(size, dtype=bool)
     same = same if positives == "diagonal" else same | (ids[:, None] == ids[None])
@@ -50,12 +65,13 @@ def itm(net, out, batch, rng, a="image", b="text", positives="", negatives=None,
     else:
         (neg_a, neg_b), found = negatives, allowed.any(1)
 
-    def take(tokens, i):
-        return jax.tree.map(lambda v: v[i], tokens)
-
     tokens_a, tokens_b = out[a].tokens, out[b].tokens
-    query = jax.tree.map(lambda *v: jnp.concatenate(v), tokens_b, tokens_b, take(tokens_b, neg_b))
-    context = jax.tree.map(lambda *v: jnp.concatenate(v), tokens_a, take(tokens_a, neg_a), tokens_a)
+    query = jax.tree.map(
+        lambda *v: jnp.concatenate(v), tokens_b, tokens_b, fetch(tokens_b, neg_b, fetching)
+    )
+    context = jax.tree.map(
+        lambda *v: jnp.concatenate(v), tokens_a, fetch(tokens_a, neg_a, fetching), tokens_a
+    )
     logits = net.per_example(lambda net, q, c: net.match(net.fuse(q, c)), query, context)
     labels = jnp.repeat(jnp.array([1, 0, 0]), size, total_repeat_length=3 * size)
     weights = jnp.concatenate([present, present & found, present & found])

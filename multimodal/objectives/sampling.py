@@ -6,9 +6,20 @@ import jax.numpy as jnp
 from multimodal.nn.model import example_keys
 
 
+def dot(a, b, ca, cb):
+    """Product over axis ca of a and cb of b, accumulated in at least float32. Operands of less than
+    float32 are multiplied as they are, others in full: TPUs and recent GPUs would use fewer bits.
+    """
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if a.dtype == wide else None
+    return jax.lax.dot_general(
+        a, b, (((ca,), (cb,)), ((), ())), precision=precision, preferred_element_type=wide
+    )
+
+
 def similarity(x, y):
-    """x y^T [B, C] in full float32: TPUs and recent GPUs would multiply in fewer bits."""
-    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    """x y^T [B, C]; see dot."""
+    return dot(x, y, 1, 1)
 
 
 def masked_mean(x, w):
