@@ -16,6 +16,9 @@ def base():
     c.mode = "corrected"  # | 'albef_original': reproduces the original's step, flaws included
     c.steps = 1000
     c.batch_size = 256  # of all devices together
+    # Of 'albef_original': objectives see the batch in so many parts, each alone, as the original's
+    # do on so many GPUs
+    c.local_groups = 1
     c.micro_batches = 1  # memory of one micro-batch at a time; the result does not change
 
     c.modalities = ConfigDict()  # name -> image_tower(), text_tower(), ...: see towers.py

@@ -94,13 +94,31 @@ def make_loss(config, model, objectives):
         total, metrics = jnp.zeros(()), {}
         for o in objectives:
             own = jax.random.fold_in(rng, zlib.crc32(o.name.encode()))
-            value, weight, extra = o(net, out, batch, own, state.step)
+            value, weight, extra = in_groups(
+                config.local_groups, o, net, out, batch, own, state.step
+            )
             total = total + weight * value
             metrics |= {f"{o.name}/{k}": v for k, v in {"loss": value, **extra}.items()}
         metrics |= {"train/loss": total, "train/temperature": 1 / net.scale()}
         return total, (metrics, out.get("teacher"))
 
     return loss
+
+
+def in_groups(groups, objective, net, out, batch, rng, step):
+    """An objective on `groups` contiguous parts of the batch, each blind to the others: the means
+    of losses and metrics, as data-parallel processes of the original ALBEF have them.
+    """
+    if groups == 1:
+        return objective(net, out, batch, rng, step)
+    size = len(next(iter(batch.values()))) // groups
+
+    def part(g):
+        return jax.tree.map(lambda v: v[g * size : (g + 1) * size], (out, batch))
+
+    found = [objective(net, *part(g), rng, step) for g in range(groups)]
+    loss, _, metrics = jax.tree.map(lambda *v: sum(v) / groups, *found)
+    return loss, found[0][1], metrics
 
 
 def make_step(config, model, objectives, tx):

@@ -26,6 +26,7 @@ def validate(config):
     if config.seed < 0 or config.eval_every < 0 or config.eval.batch_size < 1:
         raise UserError("config: seed and eval_every must be 0 or more, eval.batch_size 1 or more")
     one_of("mode", config.mode, RULES)
+    check_groups(config)
     if not config.modalities:
         raise UserError("config.modalities is empty: give at least one tower")
     if JOINT in config.modalities:
@@ -37,6 +38,21 @@ def validate(config):
         check_objective(goal, config)
     check_adversaries(config)
     check_teacher(config)
+
+
+def check_groups(config):
+    """Parts of the batch that see only themselves: in the original's mode alone."""
+    groups = config.local_groups
+    if groups < 1 or config.batch_size % groups:
+        raise UserError(
+            f"config.local_groups is {groups}: give 1, or what divides batch_size "
+            f"{config.batch_size}"
+        )
+    if groups > 1 and config.mode != "albef_original":
+        raise UserError(
+            "config.local_groups hides most negatives from each other, as the original does: it "
+            "needs config.mode 'albef_original'"
+        )
 
 
 def one_of(key, value, known):

@@ -7,12 +7,13 @@ What a folder holds is found out from its files, sizes from its config and weigh
 import pathlib
 
 from multimodal.errors import UserError
-from tests.parity import albef, clip, retrieval, schedules, towers
+from tests.parity import albef, clip, processes, retrieval, schedules, towers
 from tests.parity.report import Report
 
 CHECKS = (
     albef.check_pretraining,
     albef.check_groups,
+    processes.check_two_processes,
     retrieval.check_retrieval,
     retrieval.check_rerank,
     schedules.check_albef,
