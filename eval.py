@@ -8,7 +8,9 @@ from multimodal.cli import run_command
 def main(args):
     from multimodal.evals.report import report
     from multimodal.evals.run import evaluate_workdir
+    from multimodal.training.distributed import initialise
 
+    initialise()
     evaluate_workdir(args.workdir, args.step, args.evals, args.overrides)
     report(args.workdir, args.step, args.overrides)
 

@@ -6,9 +6,11 @@ from multimodal.cli import run_command
 def main(args):
     from multimodal.config import load_config
     from multimodal.evals.report import report
+    from multimodal.training.distributed import initialise
     from multimodal.training.loop import train
 
     config = load_config(args.config, args.overrides)
+    initialise(config.mesh.heartbeat)
     train(config, args.workdir)
     report(args.workdir)
 

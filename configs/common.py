@@ -40,9 +40,14 @@ def base():
 
     _optim(c)
     c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices that split the batch; -1: all that fsdp leaves
+    c.mesh.replica = 0  # groups of devices that share gradients only; 0: the TPU slices
+    c.mesh.data = -1  # devices that split the batch; -1: all that the others leave
     c.mesh.fsdp = 1  # devices that split batch and parameters
-    c.mesh.rules = ()  # ((path regex, partition spec), ...) instead of the fsdp rule
+    c.mesh.tensor = 1  # devices that split what a rule names
+    # ((path regex, partition spec), ...) instead of the fsdp rule: ('.*/mlp/up/kernel', ('fsdp',
+    # 'tensor'))
+    c.mesh.rules = ()
+    c.mesh.heartbeat = 60  # seconds after which a process that went silent ends the job
 
     c.data = ConfigDict()
     c.data.source = "tfds"  # a name in data/sources.py, or 'package.module:Class'

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import PartitionSpec
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("replica", "data", "fsdp")
 
 
 class Tokens(struct.PyTreeNode):

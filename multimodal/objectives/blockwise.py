@@ -27,7 +27,12 @@ def batch_axes(size):
     divide."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names and mesh.shape[a] > 1)
-    return axes if size % math.prod(mesh.shape[a] for a in axes) == 0 else ()
+    return axes if size % device_count(axes) == 0 else ()
+
+
+def device_count(axes):
+    """Devices along these axes of the mesh."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
 
 
 def block_of(block, size):

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from multimodal.errors import UserError
-from multimodal.objectives.blockwise import nearest, sigmoid_pairs, softmax_pairs
+from multimodal.objectives.blockwise import (
+    batch_axes,
+    device_count,
+    nearest,
+    sigmoid_pairs,
+    softmax_pairs,
+)
 from multimodal.objectives.blockwise_soft import softmax_rows
 from multimodal.objectives.queue import EMPTY
 from multimodal.objectives.registry import register
@@ -54,7 +60,7 @@ def use_blocks(kernel, x, columns):
     """Whether the loss goes by blocks: what the config says, or 'auto' by what the plain one holds
     on a device: two matrices of similarities, and the gathered features and their gradients."""
     choice("kernel", kernel, ("auto", "plain", "blockwise"))
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    devices = device_count(batch_axes(len(x)))
     held = 8 * columns * (len(x) / devices + (x.shape[1] if devices > 1 else 0))
     return kernel == "blockwise" or (kernel == "auto" and held > PLAIN)
 

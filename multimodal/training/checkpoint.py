@@ -112,7 +112,14 @@ def restore_params(workdir, step="latest"):
     """
     step = choose_step(workdir, step)
     path = pathlib.Path(workdir, "checkpoints", str(step), "state").absolute()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    # By this process alone: the report of process 0 must not wait for the others.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process_{jax.process_index()}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         try:
             found = reader.metadata(path).item_metadata
             if found is None:

@@ -15,7 +15,7 @@ from multimodal.training import flops, setup
 from multimodal.training.checkpoint import Checkpoints
 from multimodal.training.logging import MetricLogger
 from multimodal.training.optim import learning_rate
-from multimodal.training.sharding import check_batch, make_mesh, to_global
+from multimodal.training.sharding import check_batch, make_mesh, replicated, to_global
 from multimodal.training.step import make_step
 from multimodal.training.validate import validate
 
@@ -39,7 +39,7 @@ def train(config, workdir):
     if (workdir / "config.json").exists():
         check_same(config, read_config(workdir))
     workdir.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**{k: config.mesh[k] for k in ("replica", "data", "fsdp", "tensor")})
     check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
     source = setup.get_source(config, config.data.train_split)
     resumed = (workdir / "config.json").exists()
@@ -76,7 +76,9 @@ class Run:
     def steps(self, state, step_fn, pipeline):
         """Run from state.step to config.steps."""
         c, first = self.config, int(state.step)
-        step_fn = jax.jit(step_fn, donate_argnums=0)
+        # The state keeps its layout: left to itself, the compiler would choose one for the result.
+        layout = jax.tree.map(lambda x: x.sharding, state), replicated(self.mesh)
+        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=layout)
         metrics, clock = {}, None
         batches = pipeline.iterate(first)
         try:

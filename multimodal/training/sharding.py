@@ -1,37 +1,66 @@
-"""One mesh (data, fsdp), and the rule that lays the whole train state out on it."""
+"""One mesh (replica, data, fsdp, tensor), and the rule that lays the train state out on it."""
 
+import math
 import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from multimodal.errors import UserError
 from multimodal.nn.layers import BATCH_AXES
 
+MESH_AXES = (*BATCH_AXES, "tensor")
 SMALL = 2**14  # arrays below this many elements are not worth sharding
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
-    """A mesh of all devices with the axes data x fsdp; data = -1 takes what fsdp leaves.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, replica: int = 0, devices=None
+) -> Mesh:
+    """A mesh of all devices with the axes replica x data x fsdp x tensor.
 
+    Args:
+      data: -1 takes what the others leave.
+      tensor: parameters that a rule splits over it; the batch is the same on all of it.
+      replica: 0 means the number of TPU slices, which only gradients then cross.
     Raises UserError where the axes do not make up the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    n = len(devices)
-    if data == -1 and fsdp > 0 and n % fsdp == 0:
-        data = n // fsdp
-    if data < 1 or fsdp < 1 or data * fsdp != n:
+    n, slices = len(devices), len({getattr(d, "slice_index", 0) for d in devices})
+    replica = replica or slices
+    rest = fsdp * tensor * replica
+    if data == -1 and rest > 0 and n % rest == 0:
+        data = n // rest
+    if min(data, fsdp, tensor, replica) < 1 or data * rest != n:
         raise UserError(
-            f"config.mesh: data x fsdp = {data} x {fsdp} does not make {n} devices; "
-            f"set mesh.fsdp to a divisor of {n} and mesh.data to -1"
+            f"config.mesh: replica x data x fsdp x tensor = {replica} x {data} x {fsdp} x {tensor} "
+            f"does not make {n} devices; set mesh.fsdp to a divisor of {n} and mesh.data to -1"
         )
-    return Mesh(np.array(devices).reshape(data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    grid = _arrange((replica, data, fsdp, tensor), slices, devices)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange(shape, slices, devices):
+    """Devices in the mesh's shape: on TPUs by their places in the torus, elsewhere in order, so
+    that each process has a contiguous part of the batch.
+    """
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(shape)
+    if slices > 1 and shape[0] == slices:
+        within, across = (1, *shape[1:]), (slices, 1, 1, 1)
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh) -> NamedSharding:
     """Leading axis over all batch axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def path_of(key_path) -> str:
@@ -72,7 +101,7 @@ def state_shardings(state, mesh, rules=()):
 
 def check_batch(batch_size: int, mesh, micro_batches: int, processes: int = 1):
     """Raise UserError unless the global batch divides over mesh, micro-batches and processes."""
-    n = mesh.size
+    n = math.prod(mesh.shape[a] for a in BATCH_AXES)
     if batch_size % (n * micro_batches):
         fit = max(1, round(batch_size / (n * micro_batches))) * n * micro_batches
         raise UserError(

@@ -1,0 +1,70 @@
+"""One program on many processes: found out from what the launcher left in the environment."""
+
+import glob
+import logging
+import os
+
+import jax
+
+from multimodal.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def launched_on() -> str:
+    """What started this process as one of several: 'jax', 'slurm', 'open-mpi', 'kubernetes', 'tpu',
+    or '' for a process of its own.
+
+    'jax' are the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which
+    launch/local.py sets. The others are what jax.distributed recognises.
+    """
+    env = os.environ
+    if env.get("JAX_COORDINATOR_ADDRESS"):
+        return "jax"
+    if env.get("SLURM_STEP_NODELIST") and int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        return "slurm"
+    if env.get("OMPI_MCA_orte_hnp_uri") and int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
+        return "open-mpi"
+    hosts = [h for h in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
+    on_tpu = env.get("JAX_PLATFORMS", "tpu").startswith("tpu") and (
+        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    )
+    if on_tpu and (len(hosts) > 1 or env.get("MEGASCALE_COORDINATOR_ADDRESS")):
+        return "tpu"
+    if env.get("JOB_COMPLETION_INDEX") and env.get("JOBSET_NAME"):
+        return "kubernetes"
+    return ""
+
+
+def initialise(heartbeat: int = 60) -> str:
+    """Join the other processes, where there are some; before anything uses a device.
+
+    Args:
+      heartbeat: seconds after which a process that went silent ends the job.
+    Returns: launched_on(). Raises UserError where the others cannot be reached.
+    """
+    how = launched_on()
+    if not how or jax.distributed.is_initialized():
+        return how
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    known = {}
+    if how == "jax":
+        known = {
+            "num_processes": _number("JAX_NUM_PROCESSES"),
+            "process_id": _number("JAX_PROCESS_ID"),
+        }
+    try:
+        jax.distributed.initialize(**known, heartbeat_timeout_seconds=heartbeat)
+    except (RuntimeError, ValueError) as e:
+        line = (str(e) or repr(e)).splitlines()[0]
+        raise UserError(f"cannot join the other processes ({how}): {line}") from e
+    log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), how)
+    return how
+
+
+def _number(name):
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise UserError(f"{name} is {value!r}: beside JAX_COORDINATOR_ADDRESS it must be a number")
+    return int(value)
