@@ -41,7 +41,7 @@ def experiments():
             add(f"grid/{stage}-{operator}", f"{DIGITS}:degraded", FAST + cell(stage, operator))
     names = ["eval.names=('classification','gap')"]
     gap = [f"val/gap/audio_image/{k}" for k in ("centroid", "probe")]
-    for word in ("", "contrastive", "critic", "cca", "adversarial"):
+    for word in ("", "contrastive", "critic", "cca", "adversarial", "formula"):
         variant = ",".join(w for w in (word, "degraded") if w)
         add(f"align/{word or 'none'}", f"{DIGITS}:{variant}", names, (ACCURACY, *gap))
     subsets = [f"val/robustness/digit/subset/{s}" for s in ("audio+image", "image", "audio")]

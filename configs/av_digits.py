@@ -7,8 +7,8 @@ Variants, joined by commas: `image` and `audio` (one modality alone), `degraded`
 noise until each alone errs), `missing` (learns from every subset of the modalities), `dropout`
 (modality dropout instead, which samples the subsets), `contrastive`, `cca` and `critic` (alignment
 beside the classification; critic is contrastive and adversarial), `adversarial` (a generator h_m
-against a discriminator of features), `speakers` (the voice in validation is not in training),
-`smoke`.
+with a decoder against a discriminator of features), `formula` (the same without decoder and
+penalty), `speakers` (the voice in validation is not in training), `smoke`.
 """
 
 from configs import common
@@ -23,6 +23,7 @@ VARIANTS = (
     "cca",
     "critic",
     "adversarial",
+    "formula",
     "speakers",
     "smoke",
 )
@@ -33,7 +34,7 @@ VOICES = ("george", "jackson", "nicolas", "yweweler")
 def get_config(arg=""):
     words = common.words_of(arg, VARIANTS)
     c = common.base()
-    c.steps, c.batch_size, c.optim.lr.peak = 600, 64, 3e-3
+    c.steps, c.batch_size, c.optim.lr.peak = 600, 64, 2e-3
     sizes = dict(width=64, depth=4, heads=4, mlp_dim=256, pool="mean")
     c.modalities.image = common.image_tower(
         size=28, patch=7, class_token=False, augment="pad_crop", background=(0, 0, 0), **sizes
@@ -110,6 +111,14 @@ def critic(c):
 
 
 def adversarial(c):
+    formula(c)
+    c.model.heads += ("decoder",)
+    c.model.critic.spectral = True
+    c.objectives.generator.reconstruction = 1.0
+    c.objectives.discriminator.r1 = 0.1
+
+
+def formula(c):
     c.model.heads += ("discriminator",)
     c.objectives.generator = dict(weight=0.1)
     c.objectives.discriminator = dict(weight=1.0)
@@ -135,5 +144,6 @@ CHANGES = dict(
     cca=cca,
     critic=critic,
     adversarial=adversarial,
+    formula=formula,
     speakers=speakers,
 )
