@@ -41,6 +41,10 @@ def image_tower(**changes):
     c.resize = "squash"  # 'squash' | 'crop': shortest side, then centre crop
     c.background = (255, 255, 255)  # under transparent pixels
     c.max_pixels = 64_000_000  # larger images are refused from their header, before decoding
+    # What decodes and scales training images: 'pillow' | 'fast' (the extra `fast`: values differ a
+    # little) | 'auto': 'fast' where it is installed; the run's config.json has what was taken, and
+    # a resumed run keeps it. Evaluation is always Pillow's.
+    c.decode = "auto"
     c.noise = 0.0  # 0..1: every example is degraded this much, in training and evaluation
     c.update(changes)
     return c

@@ -36,13 +36,15 @@ def train(config, workdir):
     validate(config)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir: {workdir} is a file, wanted a folder")
-    if (workdir / "config.json").exists():
-        check_same(config, read_config(workdir))
+    resumed = (workdir / "config.json").exists()
+    stored = read_config(workdir) if resumed else None
+    setup.settle(config, stored)
+    if resumed:
+        check_same(config, stored)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
     source = setup.get_source(config, config.data.train_split)
-    resumed = (workdir / "config.json").exists()
     tokenizer = setup.get_tokenizer(config, workdir if resumed else None, source)
     preflight(config, tokenizer)
     pipeline = setup.get_pipeline(config, source, tokenizer)
