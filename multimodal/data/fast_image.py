@@ -1,10 +1,10 @@
 """JPEG decoding by simplejpeg and resampling by OpenCV, for training: the optional extra `fast`.
 
-Three times as fast as Pillow, more for large files (benchmarks/decode.py). What is accepted and refused is
-Pillow's decision all the same: it reads every header, and whatever simplejpeg will not decode
-without a complaint goes to Pillow as if this module did not exist. Pixels differ a little: colour
-is not smoothed between its samples (0.7 of 255 levels on average), and scaling is bilinear or an
-average instead of bicubic (2 levels at 224 pixels). Evaluation never comes here.
+Three times as fast as Pillow, more for large files (benchmarks/decode.py). What is accepted and
+refused is Pillow's decision all the same: it reads every header, and whatever simplejpeg will not
+decode without a complaint goes to Pillow as if this module did not exist. Pixels differ a little:
+colour is not smoothed between its samples (0.7 of 255 levels on average), and scaling is bilinear
+or an average instead of bicubic (2 levels at 224 pixels). Evaluation never comes here.
 """
 
 import importlib.util

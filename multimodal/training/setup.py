@@ -90,6 +90,7 @@ def get_pipeline(config, source, tokenizer):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
+        workers=config.data.workers,
         max_bad_share=config.data.max_bad_share,
     )
 
