@@ -22,6 +22,7 @@ TRANSFORMS = {
     "video": "multimodal.data.video_transform:VideoTransform",
 }
 AUGMENTS = ("none", "pad_crop", "random_resized_crop")
+PLACES = ("host", "device")  # of augmentation
 
 
 def register(name):
@@ -100,7 +101,8 @@ class ImageTransform:
     ('squash' ignores the aspect ratio, 'crop' takes the central square), `background` (RGB under
     transparency and around pad_crop, which shifts by up to 1/16 of the size), `max_pixels`,
     `decode` (of fast_image.DECODERS; evaluation always takes Pillow, so that its numbers do not
-    depend on what is installed).
+    depend on what is installed), `augment_on` ('device': training gets [host_size, host_size, 3]
+    and nothing random, and nn/augment.py crops from that), `host_size` (0: 1.5 times the size).
     """
 
     def __init__(self, cfg, train, tokenizer=None):
@@ -113,6 +115,8 @@ class ImageTransform:
         self.background = tuple(cfg.get("background", (255, 255, 255)))
         self.max_pixels = cfg.get("max_pixels", MAX_PIXELS)
         decode = choice("image", cfg, "decode", "pillow", fast_image.DECODERS)
+        if choice("image", cfg, "augment_on", "host", PLACES) == "device" and train:
+            self._leave_to_device(int(cfg.get("host_size", 0)))
         self.fast = train and fast_image.choose(decode) == "fast"
         self.resample = fast_image.resample if self.fast else image_ops.resample
         if self.size < 1 or not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -147,6 +151,15 @@ class ImageTransform:
 
     def _fit(self, pixels):
         return image_ops.fit(pixels, self.size, self.resize, self.resample)
+
+    def _leave_to_device(self, host_size):
+        if self.augment == "pad_crop":
+            raise UserError(
+                "image transform: augment_on='device' knows augment='random_resized_crop' and "
+                "flip, not 'pad_crop'"
+            )
+        self.size = host_size or self.size * 3 // 2
+        self.augment, self.flip = "none", False
 
     def _fast_jpeg(self, data, header):
         return fast_image.decode_jpeg(data, header, self._reach)
