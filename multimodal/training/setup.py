@@ -123,11 +123,11 @@ def build_state(config, mesh, import_weights=True):
     import_weights: False leaves config.init alone; a resumed run has its own.
     """
     model, rng = build_model(config), seed_key(config)
-    init = functools.partial(init_params, config, model)
-    tx = make_optimizer(config, jax.eval_shape(init))
+    init = jax.jit(functools.partial(init_params, config, model))  # traced once for all that follow
+    tx = make_optimizer(config, jax.eval_shape(init, rng))
     start = functools.partial(new_state, config, tx=tx)
     if config.init.path and import_weights:
-        make, args = start, (initialised(jax.jit(init)(rng), config),)
+        make, args = start, (initialised(init(rng), config),)
     else:
         make, args = lambda rng: start(init(rng), rng=rng), (rng,)
     shardings = state_shardings(jax.eval_shape(make, *args), mesh, config.mesh.rules)
