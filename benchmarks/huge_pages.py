@@ -38,6 +38,9 @@ def main():
             line = [float(word) for word in process.stdout.readline().split()]
             if turn >= 0:
                 times[name].append(line)
+                print(
+                    f"round {turn + 1} {name:12} {line[0]:6.2f} s, CPU {line[1]:5.2f} s", flush=True
+                )
     for process in sides.values():
         process.stdin.close()
         process.wait()
