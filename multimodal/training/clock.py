@@ -128,11 +128,11 @@ def ways(config):
     if not data.workers and cores > 2:
         found.append("set config.data.workers to 2 or more processes")
     images = {m: c for m, c in config.modalities.items() if c.transform == "image"}
-    if any(c.decode == "pillow" for c in images.values()):
+    if any(c.get("decode") == "pillow" for c in images.values()):
         install = "" if fast_image.choose("auto") == "fast" else " (pip install '.[fast]')"
         found.append(f"in a new run, decode three times as fast: decode='fast'{install}")
     for m, c in images.items():
-        if c.augment_on == "host" and c.augment == "random_resized_crop":
+        if c.get("augment_on") == "host" and c.augment == "random_resized_crop":
             found.append(f"in a new run, crop on the devices: modalities.{m}.augment_on='device'")
     return found or ["use a machine with more cores to a device, or smaller inputs"]
 
