@@ -1,6 +1,8 @@
-"""Pre-train: python train.py --config configs/NAME.py[:ARG] --workdir DIR [--config.KEY=VALUE]"""
+"""Pre-train: python train.py --config configs/NAME.py[:ARG] --workdir DIR [--config.KEY=VALUE]
+[--profile [START:STOP]]
+"""
 
-from multimodal.cli import run_command
+from multimodal.cli import BEGAN, run_command
 
 
 def main(args):
@@ -11,7 +13,7 @@ def main(args):
 
     config = load_config(args.config, args.overrides)
     initialise(config.mesh.heartbeat)
-    train(config, args.workdir)
+    train(config, args.workdir, args.profile, BEGAN)
     report(args.workdir)
 
 

@@ -54,7 +54,8 @@ def base():
     c.data.kwargs = ConfigDict()  # arguments of the source
     c.data.train_split = "train"
     c.data.eval_splits = ()
-    c.data.threads = 2
+    c.data.threads = 2  # batches prepared at the same time; neither they nor workers change any
+    c.data.workers = 0  # processes that prepare them, with so many threads each; 0: the main one
     c.data.max_bad_share = 0.01  # of records that cannot be read; more is an error
 
     c.tokenizer = ConfigDict()

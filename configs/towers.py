@@ -36,11 +36,19 @@ def image_tower(**changes):
     # Transform of the data, a name in data/transforms.py.
     c.transform = "image"
     c.augment = "none"  # 'none' | 'pad_crop' | 'random_resized_crop'
+    # Where that and flip are done: 'host' | 'device': the host only decodes, once as long as its
+    # cache holds, and 'random_resized_crop' is part of the step.
+    c.augment_on = "host"
+    c.host_size = 0  # of 'device': pixels a side that the host hands over; 0: 1.5 times the size
     c.scale = (0.5, 1.0)  # share of the area that random_resized_crop keeps
     c.flip = False  # mirrors left and right: wrong where captions name sides
     c.resize = "squash"  # 'squash' | 'crop': shortest side, then centre crop
     c.background = (255, 255, 255)  # under transparent pixels
     c.max_pixels = 64_000_000  # larger images are refused from their header, before decoding
+    # What decodes and scales training images: 'pillow' | 'fast' (the extra `fast`: values differ a
+    # little) | 'auto': 'fast' where it is installed; the run's config.json has what was taken, and
+    # a resumed run keeps it. Evaluation is always Pillow's.
+    c.decode = "auto"
     c.noise = 0.0  # 0..1: every example is degraded this much, in training and evaluation
     c.update(changes)
     return c

@@ -1,12 +1,16 @@
 """What train.py and eval.py share: arguments, exit codes, one clear line for bad input."""
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
 import sys
+import time
 
 from multimodal.errors import UserError
+
+BEGAN = time.perf_counter()  # near enough to the start of the program
 
 # What each argument means, and its default.
 ARGUMENTS = {
@@ -14,7 +18,9 @@ ARGUMENTS = {
     "workdir": ("folder of the run", None),
     "step": ("checkpoint: a step, 'latest' or 'best'", "latest"),
     "evals": ("evaluators, comma-separated; default: the config's", ""),
+    "profile": ("trace three steps, or START:STOP, into the workdir's profile/", ""),
 }
+TRAINING, EVALUATION = ("profile",), ("step", "evals")  # who takes which optional ones
 
 
 def parse_args(doc, required, argv):
@@ -23,14 +29,12 @@ def parse_args(doc, required, argv):
     `--data SOURCE` is short for --config.data.source. Raises UserError for anything else.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, exit_on_error=False)
-    names = [
-        n
-        for n in ARGUMENTS
-        if n in required or (n in ("step", "evals") and "config" not in required)
-    ]
+    optional = TRAINING if "config" in required else EVALUATION
+    names = [n for n in ARGUMENTS if n in required or n in optional]
     for name in names:
         text, default = ARGUMENTS[name]
-        parser.add_argument(f"--{name}", help=text, default=default)
+        bare = dict(nargs="?", const="auto") if name == "profile" else {}
+        parser.add_argument(f"--{name}", help=text, default=default, **bare)
     if "config" not in required:
         parser.add_argument("--data", help="another source, as config.data.source", default="")
     try:
@@ -62,6 +66,7 @@ def parse_args(doc, required, argv):
 
 def run_command(main, doc, required):
     """Run main(args) as a program: exit 0, or 2 with one line for a UserError."""
+    use_huge_pages()
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -82,6 +87,29 @@ def run_command(main, doc, required):
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def use_huge_pages():
+    """Begin the program again with huge pages for malloc, which can be asked for at its start only.
+
+    XLA on a CPU allocates its buffers anew at each step, and the kernel clears them page by page
+    (benchmarks/huge_pages.py measures what that costs). Once: the variable is set afterwards.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    on_cpu = os.environ.get("JAX_PLATFORMS", "cpu") in ("", "cpu")
+    if "glibc.malloc.hugetlb" in tunables or not (on_cpu and sys.executable and has_glibc()):
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def has_glibc():
+    """Whether this system's C library is glibc."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION").startswith("glibc")
+    except (AttributeError, ValueError, OSError):
+        return False
 
 
 def mark_flags_as_parsed():

@@ -17,6 +17,7 @@ FREE_KEYS = (
     "save_every",
     "keep",
     "data.threads",
+    "data.workers",
     "mesh.",
     "eval_every",
     "eval.",

@@ -16,9 +16,10 @@ SMOKE = ("--config", "configs/emoji.py:smoke")
 def workdir(tmp_path_factory):
     """A finished smoke run."""
     path = tmp_path_factory.mktemp("run")
-    code, out, err = processes.run("train.py", *SMOKE, "--workdir", path)
+    code, out, err = processes.run("train.py", *SMOKE, "--workdir", path, "--profile", "2:4")
     assert code == 0, err
     (path / "stdout").write_text(out)
+    (path / "stderr").write_text(err)
     return path
 
 
@@ -33,6 +34,14 @@ def test_workdir_holds_what_the_readme_says(workdir):
     assert {k[6:] for k in first if k.startswith("train/")} == {
         "loss", "grad_norm", "lr", "samples_per_s", "data_wait", "temperature",
     }  # fmt: skip
+    once = {"run/compile_s", "run/first_step_s", "run/peak_memory_gib"}
+    assert [once & row.keys() for row in processes.metrics(workdir)] == [
+        once,
+        {"run/peak_memory_gib"},
+        set(),
+    ]
+    assert (workdir / "stderr").read_text().count("first step after") == 1
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
     table = (workdir / "stdout").read_text()
     assert "unseen_combination" in table and "Chinese" in table
 
@@ -72,6 +81,7 @@ BAD = {
     "vocabulary": (["--config.modalities.text.vocab_size=100"], "tokenizer has"),
     "optimizer rule": (["--config.optim.rules=(('nope', 1.0, 1.0), ('.*', 1.0, 1.0))"], "nope"),
     "changed config": (["--config.seed=5"], "seed"),
+    "steps to trace": (["--profile", "3:6"], "has steps 1 to 4"),
 }
 
 

@@ -12,13 +12,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
 
 
-def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS):
+def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS, fast=None):
     """Pixels of an image: uint8 [H, W, 3].
 
     `value` is encoded bytes (JPEG, PNG, WebP, GIF or BMP, told by content; the first frame counts)
     or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is always applied,
     16-bit grey is scaled to 8 bits, transparency is laid on `background` (RGB). Raises BadRecord
-    for anything else, and for more than `max_pixels` by the header, before decoding.
+    for anything else, and for more than `max_pixels` by the header, before decoding. `fast` is
+    another decoder that may come first: a function of (bytes, header opened by Pillow) to pixels,
+    or to None where it declines.
     """
     if isinstance(value, np.ndarray):
         return _array_to_rgb(value, background)
@@ -27,6 +29,9 @@ def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS):
     try:
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
+            pixels = fast(value, image) if fast else None
+            if pixels is not None:
+                return pixels
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image), background))
     except BadRecord:

@@ -4,9 +4,19 @@ import numpy as np
 from PIL import Image
 
 RESIZES = ("squash", "crop")
+ASPECT = 3 / 4, 4 / 3  # of random crops
 
 
-def fit(pixels, size, resize="squash"):
+def resample(pixels, size, box):
+    """The part `box` (left, top, right, bottom) of pixels [H, W, 1 or 3], scaled bicubically."""
+    if pixels.shape[:2] == (size, size) and box == (0, 0, size, size):
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    out = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return out.reshape(size, size, pixels.shape[2])
+
+
+def fit(pixels, size, resize="squash", resample=resample):
     """Pixels [H, W, C] at [size, size, C]; 'squash' ignores the aspect ratio, 'crop' takes the
     central square.
     """
@@ -21,21 +31,12 @@ def fit(pixels, size, resize="squash"):
     return resample(pixels, size, box)
 
 
-def resample(pixels, size, box):
-    """The part `box` (left, top, right, bottom) of pixels [H, W, 1 or 3], scaled bicubically."""
-    if pixels.shape[:2] == (size, size) and box == (0, 0, size, size):
-        return pixels
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    out = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return out.reshape(size, size, pixels.shape[2])
-
-
 def random_box(shape, scale, rng):
     """A crop of random area and aspect ratio 3/4 to 4/3 (Inception crop); None after ten misses."""
     height, width = shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        ratio = np.exp(rng.uniform(*np.log(ASPECT)))
         w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
         if 1 <= w <= width and 1 <= h <= height:
             x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)

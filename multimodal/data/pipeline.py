@@ -13,6 +13,7 @@ import numpy as np
 
 from multimodal.data.cache import DecodedCache
 from multimodal.data.sources import is_label
+from multimodal.data.workers import WorkerIterator
 from multimodal.errors import BadRecord, UserError
 
 _MAX_ATTEMPTS = 100
@@ -34,6 +35,8 @@ class Pipeline:
       process_index, process_count: this process gets the contiguous block `process_index` of each
         global batch.
       threads: batches prepared at the same time by `iterate`.
+      workers: processes that do that, with so many threads each; 0: this one. They change the
+        speed, never the content.
       max_bad_share: share of the source's records that may be unreadable.
       cache_bytes: memory for decoded examples, per process.
     Raises: UserError for an empty source and for a batch size that does not fit it or the
@@ -50,19 +53,28 @@ class Pipeline:
         process_index=0,
         process_count=1,
         threads=2,
+        workers=0,
         max_bad_share=0.01,
         cache_bytes=512 << 20,
     ):
         _check(source, batch_size, process_count)
         self.source, self.transforms = source, transforms
-        self.batch_size, self.threads = batch_size, max(1, threads)
+        self.batch_size, self.threads, self.workers = batch_size, max(1, threads), workers
         self.bad = {}
         self._seed, self._train = seed, train
         self._process = (process_index, process_count)
         self._max_bad = max_bad_share * len(source)
         self._optional = set(getattr(source, "optional", ()))
-        self._cache, self._lock = DecodedCache(cache_bytes), threading.Lock()
+        self._cache_bytes = cache_bytes // max(1, workers)
+        self._cache, self._lock = DecodedCache(self._cache_bytes), threading.Lock()
         self._batches = self._plan(batch_size // process_count)
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_lock")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._cache, self._lock = DecodedCache(self._cache_bytes), threading.Lock()
 
     @property
     def steps_per_epoch(self):
@@ -76,8 +88,24 @@ class Pipeline:
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def iterate(self, start_step=0):
-        """Endless iterator over the batches from a step on, prepared in background threads."""
+        """Endless iterator over the batches from a step on, prepared in the background."""
+        if self.workers:
+            return WorkerIterator(self, start_step, self.workers)
         return BatchIterator(self.batch, start_step, self.threads)
+
+    def count_bad(self, index, error):
+        """Note a record that cannot be read. Raises UserError where there are too many."""
+        with self._lock:
+            if index in self.bad:
+                return
+            self.bad[index] = str(error)
+            log.warning("%s: record %d replaced: %s", self.source.name, index, error)
+            if len(self.bad) > self._max_bad:
+                raise UserError(
+                    f"{self.source.name}: {len(self.bad)} of {len(self.source)} records are "
+                    "unreadable, more than config.data.max_bad_share allows; the last one: "
+                    f"record {index}: {error}"
+                ) from None
 
     def _plan(self, local_size):
         """MapDataset of lists of (record index, epoch), one a batch and process."""
@@ -95,7 +123,7 @@ class Pipeline:
                 if current not in self.bad:
                     return self._transform(current, epoch)
             except BadRecord as e:
-                self._count_bad(current, e)
+                self.count_bad(current, e)
             current = _replacement(self._seed, index, attempt, len(self.source))
         raise UserError(
             f"{self.source.name}: {_MAX_ATTEMPTS} records in a row are unreadable; "
@@ -139,19 +167,6 @@ class Pipeline:
                 raise BadRecord(f"has no {m}")
             row[m] = value_of(m, transform) if present else transform.empty()
         return row
-
-    def _count_bad(self, index, error):
-        with self._lock:
-            if index in self.bad:
-                return
-            self.bad[index] = str(error)
-            log.warning("%s: record %d replaced: %s", self.source.name, index, error)
-            if len(self.bad) > self._max_bad:
-                raise UserError(
-                    f"{self.source.name}: {len(self.bad)} of {len(self.source)} records are "
-                    "unreadable, more than config.data.max_bad_share allows; the last one: "
-                    f"record {index}: {error}"
-                ) from None
 
 
 class BatchIterator:

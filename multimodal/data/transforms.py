@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from multimodal.data import corrupt, image_ops
+from multimodal.data import corrupt, fast_image, image_ops
 from multimodal.data.image_codec import MAX_PIXELS, decode_image
 from multimodal.errors import BadRecord, UserError
 from multimodal.registry import lookup, nearest
@@ -22,6 +22,7 @@ TRANSFORMS = {
     "video": "multimodal.data.video_transform:VideoTransform",
 }
 AUGMENTS = ("none", "pad_crop", "random_resized_crop")
+PLACES = ("host", "device")  # of augmentation
 
 
 def register(name):
@@ -98,7 +99,10 @@ class ImageTransform:
 
     Config: `size`, `augment`, `scale` (area share of random_resized_crop), `flip`, `resize`
     ('squash' ignores the aspect ratio, 'crop' takes the central square), `background` (RGB under
-    transparency and around pad_crop, which shifts by up to 1/16 of the size), `max_pixels`.
+    transparency and around pad_crop, which shifts by up to 1/16 of the size), `max_pixels`,
+    `decode` (of fast_image.DECODERS; evaluation always takes Pillow, so that its numbers do not
+    depend on what is installed), `augment_on` ('device': training gets [host_size, host_size, 3]
+    and nothing random, and nn/augment.py crops from that), `host_size` (0: 1.5 times the size).
     """
 
     def __init__(self, cfg, train, tokenizer=None):
@@ -110,6 +114,11 @@ class ImageTransform:
         self.scale = tuple(cfg.get("scale", (0.2, 1.0)))
         self.background = tuple(cfg.get("background", (255, 255, 255)))
         self.max_pixels = cfg.get("max_pixels", MAX_PIXELS)
+        decode = choice("image", cfg, "decode", "pillow", fast_image.DECODERS)
+        if choice("image", cfg, "augment_on", "host", PLACES) == "device" and train:
+            self._leave_to_device(int(cfg.get("host_size", 0)))
+        self.fast = train and fast_image.choose(decode) == "fast"
+        self.resample = fast_image.resample if self.fast else image_ops.resample
         if self.size < 1 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(
                 f"image transform: size={self.size}, scale={self.scale}; size must be "
@@ -121,16 +130,15 @@ class ImageTransform:
 
     def decode(self, value):
         """The part without randomness: pixels, at the final size where augmentation allows."""
-        pixels = decode_image(value, self.background, self.max_pixels)
+        fast = self._fast_jpeg if self.fast else None
+        pixels = decode_image(value, self.background, self.max_pixels, fast)
         return pixels if self.augment == "random_resized_crop" else self._fit(pixels)
 
     def finish(self, pixels, rng=None):
         """The random part: crop and flip; nothing without an rng."""
         if self.augment == "random_resized_crop":
             box = None if rng is None else image_ops.random_box(pixels.shape, self.scale, rng)
-            pixels = (
-                self._fit(pixels) if box is None else image_ops.resample(pixels, self.size, box)
-            )
+            pixels = self._fit(pixels) if box is None else self.resample(pixels, self.size, box)
         elif self.augment == "pad_crop" and rng is not None:
             pixels = image_ops.shift(pixels, max(1, self.size // 16), self.background, rng)
         if self.flip and rng is not None and rng.random() < 0.5:
@@ -142,7 +150,26 @@ class ImageTransform:
         return np.zeros((self.size, self.size, 3), np.uint8)
 
     def _fit(self, pixels):
-        return image_ops.fit(pixels, self.size, self.resize)
+        return image_ops.fit(pixels, self.size, self.resize, self.resample)
+
+    def _leave_to_device(self, host_size):
+        if self.augment == "pad_crop":
+            raise UserError(
+                "image transform: augment_on='device' knows augment='random_resized_crop' and "
+                "flip, not 'pad_crop'"
+            )
+        self.size = host_size or self.size * 3 // 2
+        self.augment, self.flip = "none", False
+
+    def _fast_jpeg(self, data, header):
+        return fast_image.decode_jpeg(data, header, self._reach)
+
+    def _reach(self, height, width):
+        """How many times smaller than [height, width] the pixels may be for the smallest crop."""
+        side = min(height, width)
+        if self.augment == "random_resized_crop":
+            side = min(side, (height * width * self.scale[0] * image_ops.ASPECT[0]) ** 0.5)
+        return side / self.size
 
 
 @register("text")

@@ -13,9 +13,12 @@ from multimodal.config import check_same, read_config, save_config
 from multimodal.errors import UserError
 from multimodal.training import flops, setup
 from multimodal.training.checkpoint import Checkpoints
+from multimodal.training.clock import Advice, Clock, Startup
 from multimodal.training.logging import MetricLogger
 from multimodal.training.optim import learning_rate
-from multimodal.training.sharding import check_batch, make_mesh, replicated, to_global
+from multimodal.training.preflight import preflight
+from multimodal.training.profile import Profile, steps_to_trace
+from multimodal.training.sharding import check_batch, make_mesh, replicated
 from multimodal.training.step import make_step
 from multimodal.training.validate import validate
 
@@ -26,23 +29,30 @@ class NonFiniteLoss(RuntimeError):
     """The loss is NaN or infinite; nothing of it was saved."""
 
 
-def train(config, workdir):
+def train(config, workdir, profile="", began=None):
     """Train to config.steps, resuming from the workdir's newest checkpoint; returns the last
     metrics.
 
-    Raises UserError for a config, data or workdir that cannot be trained with.
+    Args:
+      profile: steps to trace, see profile.py; '': none.
+      began: time.perf_counter() when the program began; None: now.
+    Raises: UserError for a config, data or workdir that cannot be trained with.
     """
+    startup = Startup(time.perf_counter() if began is None else began)
     workdir = pathlib.Path(workdir)
     validate(config)
+    steps_to_trace(profile, 1, config.steps)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir: {workdir} is a file, wanted a folder")
-    if (workdir / "config.json").exists():
-        check_same(config, read_config(workdir))
+    resumed = (workdir / "config.json").exists()
+    stored = read_config(workdir) if resumed else None
+    setup.settle(config, stored)
+    if resumed:
+        check_same(config, stored)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(**{k: config.mesh[k] for k in ("replica", "data", "fsdp", "tensor")})
     check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
     source = setup.get_source(config, config.data.train_split)
-    resumed = (workdir / "config.json").exists()
     tokenizer = setup.get_tokenizer(config, workdir if resumed else None, source)
     preflight(config, tokenizer)
     pipeline = setup.get_pipeline(config, source, tokenizer)
@@ -59,8 +69,8 @@ def train(config, workdir):
             if done:
                 state = checkpoints.restore(done[-1], state)
                 log.info("resumed from step %d", done[-1])
-            run = Run(config, workdir, mesh, model, tokenizer, checkpoints)
-            return run.steps(state, make_step(config, model, goals, tx), pipeline)
+            run = Run(config, workdir, mesh, model, tokenizer, checkpoints, startup)
+            return run.steps(state, make_step(config, model, goals, tx), pipeline, profile)
         finally:
             checkpoints.close()
 
@@ -68,47 +78,62 @@ def train(config, workdir):
 class Run:
     """One run of the loop; holds what does not change from step to step."""
 
-    def __init__(self, config, workdir, mesh, model, tokenizer, checkpoints):
+    def __init__(self, config, workdir, mesh, model, tokenizer, checkpoints, startup):
         self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
-        self.tokenizer, self.checkpoints = tokenizer, checkpoints
-        self.lr = learning_rate(config)
+        self.tokenizer, self.checkpoints, self.startup = tokenizer, checkpoints, startup
+        self.lr, self.advice = learning_rate(config), Advice(config)
 
-    def steps(self, state, step_fn, pipeline):
+    def steps(self, state, step_fn, pipeline, profile=""):
         """Run from state.step to config.steps."""
-        c, first = self.config, int(state.step)
-        # The state keeps its layout: left to itself, the compiler would choose one for the result.
-        layout = jax.tree.map(lambda x: x.sharding, state), replicated(self.mesh)
-        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=layout)
-        metrics, clock = {}, None
+        c, first, metrics = self.config, int(state.step), {}
+        trace = Profile(steps_to_trace(profile, first + 1, c.steps), self.workdir)
+        logs = MetricLogger(self.workdir, c.steps, first, active=jax.process_index() == 0)
         batches = pipeline.iterate(first)
+        clock = Clock(batches, self.mesh, c.batch_size)
         try:
-            with MetricLogger(
-                self.workdir, c.steps, first, active=jax.process_index() == 0
-            ) as logger:
+            with logs as logger, trace:
+                if first < c.steps:
+                    batch = clock.fetch()
+                    step_fn = self._compile(step_fn, state, batch, clock)
                 for step in range(first + 1, c.steps + 1):
-                    began = time.perf_counter()
-                    batch = to_global(next(batches), self.mesh)
-                    waited = time.perf_counter() - began
-                    if clock is None:
-                        lowered = step_fn.lower(state, batch)
-                        compiled = lowered.compile()
-                        clock = Clock(c.batch_size, flops.of(lowered, c))
-                    state, metrics = compiled(state, batch)
-                    clock.tick(waited)
+                    with trace.step(step):
+                        state, metrics = step_fn(state, batch)
+                    clock.dispatched(metrics)
+                    batch = clock.fetch() if step < c.steps else None  # while the step runs
+                    if step == first + 1:
+                        self.startup.first_step(metrics)
                     logger.tick(step)
                     if step % c.log_every == 0 or step == c.steps:
                         logger.write(step, self._row(step, metrics, clock))
+                    if trace.done(step, metrics):
+                        clock.restart()
                     self._after(step, state, metrics, clock, logger)
                 if not pathlib.Path(self.workdir, "eval", f"{c.steps}.json").exists():
                     self.evaluate(c.steps, state, logger)  # killed between saving and evaluating
         finally:
             batches.close()
+            clock.close()
         return {k: float(v) for k, v in metrics.items()}
 
+    def _compile(self, step_fn, state, batch, clock):
+        """The compiled step, for arrays like these."""
+        began = time.perf_counter()
+        # The state keeps its layout: left to itself, the compiler would choose one for the result.
+        layout = jax.tree.map(lambda x: x.sharding, state), replicated(self.mesh)
+        lowered = jax.jit(step_fn, donate_argnums=0, out_shardings=layout).lower(state, batch)
+        compiled = lowered.compile()
+        self.startup.compiled(time.perf_counter() - began)
+        if flops.peak_flops():  # counting them takes half a second, and means nothing elsewhere
+            clock.flops = flops.of(lowered, self.config)
+        clock.restart()
+        return compiled
+
     def _row(self, step, metrics, clock):
-        row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        row = clock.read()
+        self.advice.look(row)
+        row = {k: float(v) for k, v in jax.device_get(metrics).items()} | row
         row["train/lr"] = float(self.lr(step - 1))
-        row |= clock.read()
+        row |= self.startup.row(last=step == self.config.steps)
         check_finite(step, row)
         warn_of_collapse(step, row)
         return row
@@ -136,48 +161,6 @@ class Run:
         best = self.config.eval.best
         if best and best not in scores:
             log.warning("config.eval.best: no metric %r; there are %s", best, ", ".join(scores))
-
-
-def preflight(config, tokenizer):
-    """Raise UserError now for what the evaluation after the last step would stumble over."""
-    from multimodal.evals.data import load_eval_data
-    from multimodal.evals.registry import evaluator
-
-    for name in config.eval.names:
-        evaluator(name)
-    for data in load_eval_data(config, tokenizer) if config.eval.names else ():
-        check_labels(config, data)
-    best = config.eval.best.partition("/")[0]
-    if best and best not in config.data.eval_splits:
-        raise UserError(
-            f"config.eval.best: {config.eval.best!r} is no metric of the splits "
-            f"{', '.join(config.data.eval_splits)}; its name starts with the split"
-        )
-    if config.eval.rerank and "match" not in config.model.heads:
-        raise UserError("config.eval.rerank needs the head 'match': add it to config.model.heads")
-
-
-def check_labels(config, data):
-    """Raise UserError where a classifier's labels are missing or of another kind."""
-    for name, c in config.model.classifiers.items():
-        if c.target not in data.targets:
-            there = ", ".join(data.targets) or "no label at all"
-            raise UserError(
-                f"config.model.classifiers.{name}.target: split {data.name!r} has no {c.target!r}; "
-                f"it has {there}"
-            )
-        labels = data.targets[c.target]
-        if c.multi != (labels.ndim == 2):
-            raise UserError(
-                f"config.model.classifiers.{name}.multi is {c.multi}, but {c.target} of split "
-                f"{data.name!r} has {'several labels' if labels.ndim == 2 else 'one label'} each"
-            )
-        classes = labels.shape[1] if c.multi else int(labels.max()) + 1
-        if classes > c.classes or (c.multi and classes != c.classes):
-            raise UserError(
-                f"config.model.classifiers.{name}.classes is {c.classes}, but {c.target} of split "
-                f"{data.name!r} has {classes} classes"
-            )
 
 
 def write_scores(workdir, step, scores):
@@ -216,37 +199,3 @@ def warn_of_collapse(step, row):
             row[f"{name}/spread"],
             row[f"{name}/rank"],
         )
-
-
-class Clock:
-    """Samples a second, share of time waiting for data, and model FLOPs utilisation, since the last
-    reading.
-    """
-
-    def __init__(self, batch_size, flops_per_step):
-        self._batch_size, self._flops = batch_size, flops_per_step
-        self.restart()
-
-    def restart(self):
-        """Forget what was measured: what comes next is not a training step."""
-        self._began, self._steps, self._waited = time.perf_counter(), 0, 0.0
-
-    def tick(self, waited):
-        """Count a step that waited so many seconds for its batch."""
-        self._steps += 1
-        self._waited += waited
-
-    def read(self):
-        """Metrics since the last reading."""
-        seconds = time.perf_counter() - self._began
-        if not self._steps or seconds <= 0:
-            return {}
-        row = {
-            "train/samples_per_s": self._batch_size * self._steps / seconds,
-            "train/data_wait": self._waited / seconds,
-        }
-        peak = flops.peak_flops()
-        if peak and self._flops:
-            row["train/mfu"] = self._flops * self._steps / seconds / peak
-        self.restart()
-        return row

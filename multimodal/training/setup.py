@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multimodal import objectives
+from multimodal.data import fast_image
 from multimodal.data.pipeline import Pipeline
 from multimodal.data.sources import build_source
 from multimodal.data.tokenizer import Tokenizer, train_tokenizer
@@ -17,6 +18,27 @@ from multimodal.nn.model import build_model
 from multimodal.training.optim import make_optimizer
 from multimodal.training.sharding import state_shardings
 from multimodal.training.step import new_state, seed_key
+
+
+def settle(config, stored=None):
+    """Put what this machine has in place of every 'auto', in place, so that it is on record.
+
+    stored: the config of the run that goes on, whose choices stay: values then are the same, or
+    the extra is missing and building the transforms says so.
+    """
+    for m, c in config.modalities.items():
+        if c.get("decode") == "auto":
+            here = fast_image.choose("auto")
+            if jax.process_count() > 1:  # one choice for all hosts, whatever each has installed
+                here = fast_image.DECODERS[int(_of_first(fast_image.DECODERS.index(here)))]
+            before = stored.modalities.get(m, {}) if stored else {}
+            c.decode = before.get("decode", here)
+
+
+def _of_first(value):
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    return broadcast_one_to_all(np.int32(value))
 
 
 def get_source(config, split):
@@ -68,6 +90,7 @@ def get_pipeline(config, source, tokenizer):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=config.data.threads,
+        workers=config.data.workers,
         max_bad_share=config.data.max_bad_share,
     )
 
@@ -100,11 +123,11 @@ def build_state(config, mesh, import_weights=True):
     import_weights: False leaves config.init alone; a resumed run has its own.
     """
     model, rng = build_model(config), seed_key(config)
-    init = functools.partial(init_params, config, model)
-    tx = make_optimizer(config, jax.eval_shape(init))
+    init = jax.jit(functools.partial(init_params, config, model))  # traced once for all that follow
+    tx = make_optimizer(config, jax.eval_shape(init, rng))
     start = functools.partial(new_state, config, tx=tx)
     if config.init.path and import_weights:
-        make, args = start, (initialised(jax.jit(init)(rng), config),)
+        make, args = start, (initialised(init(rng), config),)
     else:
         make, args = lambda rng: start(init(rng), rng=rng), (rng,)
     shardings = state_shardings(jax.eval_shape(make, *args), mesh, config.mesh.rules)

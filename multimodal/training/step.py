@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from multimodal.nn.augment import augment
 from multimodal.nn.model import Net, bounded, example_keys
 from multimodal.objectives.queue import empty_queue, enqueue
 from multimodal.schedules import Schedule, value_at
@@ -88,6 +89,7 @@ def make_loss(config, model, objectives):
             teacher_rng=keys[1] if drops and original else None,
             chunks=config.micro_batches,
         )
+        batch = augment(net, batch, config.modalities, rng)
         out = net.encode(batch)
         if state.ema is not None:
             out["teacher"] = net.teacher.encode(batch)  # compiled away where no objective uses it

@@ -25,6 +25,8 @@ def validate(config):
             raise UserError(f"config.{key} is {config[key]}: give 1 or more")
     if config.seed < 0 or config.eval_every < 0 or config.eval.batch_size < 1:
         raise UserError("config: seed and eval_every must be 0 or more, eval.batch_size 1 or more")
+    if config.data.threads < 1 or config.data.workers < 0:
+        raise UserError("config.data: threads must be 1 or more, workers 0 or more")
     one_of("mode", config.mode, RULES)
     check_groups(config)
     if not config.modalities:

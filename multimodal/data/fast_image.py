@@ -1,0 +1,83 @@
+"""JPEG decoding by simplejpeg and resampling by OpenCV, for training: the optional extra `fast`.
+
+Three times as fast as Pillow, more for large files (benchmarks/decode.py). What is accepted and
+refused is Pillow's decision all the same: it reads every header, and whatever simplejpeg will not
+decode without a complaint goes to Pillow as if this module did not exist. Pixels differ a little:
+colour is not smoothed between its samples (0.7 of 255 levels on average), and scaling is bilinear
+or an average instead of bicubic (2 levels at 224 pixels). Evaluation never comes here.
+"""
+
+import importlib.util
+import math
+
+from multimodal.data.extras import require
+
+DECODERS = ("auto", "pillow", "fast")
+_PACKAGES = ("simplejpeg", "cv2")
+
+
+def choose(decode, where="config.modalities.<m>.decode"):
+    """'pillow' or 'fast': 'auto' is 'fast' where the extra's packages are installed.
+
+    Raises UserError for 'fast' without them.
+    """
+    if decode == "auto":
+        return "fast" if all(map(importlib.util.find_spec, _PACKAGES)) else "pillow"
+    if decode == "fast":
+        for package in _PACKAGES:
+            require(package, "fast", f"{where}='fast'")
+        _cv2().setNumThreads(0)  # the pipeline has threads of its own
+    return decode
+
+
+def decode_jpeg(data, header, reach=None):
+    """Pixels of a JPEG: uint8 [H, W, 3]; None where that is better left to Pillow.
+
+    Args:
+      data: the file's bytes.
+      header: the same as opened by Pillow, which has not decoded it.
+      reach: function of (height, width) to the number by which both may be divided without loss.
+        The decoder divides by 2, 8/3, 4 or 8, where that is no more, leaving out high frequencies.
+    """
+    if header.format not in ("JPEG", "MPO") or header.mode not in ("RGB", "L"):
+        return None
+    if header.getexif().get(0x0112, 1) != 1:  # to be turned
+        return None
+    import simplejpeg
+
+    width, height = header.size
+    most = reach(height, width) if reach else 1
+    least = {}
+    if most >= 2:
+        least = dict(
+            min_height=math.ceil(height / most), min_width=math.ceil(width / most), min_factor=2
+        )
+    try:
+        return simplejpeg.decode_jpeg(data, fastupsample=True, **least)
+    except ValueError:  # damaged, or of a kind that it does not know
+        return None
+
+
+def resample(pixels, size, box):
+    """The part `box` (left, top, right, bottom) of pixels [H, W, 3] at [size, size, 3].
+
+    Edges are rounded to pixels. Bilinear where there are less than twice as many pixels, which
+    leaves none out; beyond that the average of all, which takes five times as long.
+    """
+    height, width = pixels.shape[:2]
+    left, top = min(int(box[0] + 0.5), width - 1), min(int(box[1] + 0.5), height - 1)
+    right, bottom = max(int(box[2] + 0.5), left + 1), max(int(box[3] + 0.5), top + 1)
+    part = pixels[top:bottom, left:right]
+    least, most = sorted(n / size for n in part.shape[:2])
+    if least == most == 1:
+        return part
+    cv2 = _cv2()
+    method = cv2.INTER_AREA if least >= 2 or most >= 3 else cv2.INTER_LINEAR
+    out = cv2.resize(part, (size, size), interpolation=method)
+    return out.reshape(size, size, pixels.shape[2])
+
+
+def _cv2():
+    import cv2
+
+    return cv2
