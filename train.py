@@ -5,13 +5,20 @@ from multimodal.cli import run_command
 
 def main(args):
     from multimodal.config import load_config
-    from multimodal.evals.report import report
-    from multimodal.training.loop import train
 
     config = load_config(args.config, args.overrides)
-    train(config, args.workdir)
-    report(args.workdir)
+    if args.plan:
+        from multimodal.planning.command import plan
+
+        plan(config, args)
+    else:
+        from multimodal.evals.report import report
+        from multimodal.training.loop import train
+
+        train(config, args.workdir)
+        report(args.workdir)
 
 
 if __name__ == "__main__":
-    run_command(main, __doc__, required=("config", "workdir"))
+    plans = ("plan", "plan_json", "plan_examples")
+    run_command(main, __doc__, required=("config", "workdir"), optional=plans)

@@ -14,19 +14,23 @@ ARGUMENTS = {
     "workdir": ("folder of the run", None),
     "step": ("checkpoint: a step, 'latest' or 'best'", "latest"),
     "evals": ("evaluators, comma-separated; default: the config's", ""),
+    "plan": ("tpu:v5e:16x16, gpu:h100:8x8, ...: tell what training there would take; no run", ""),
+    "plan_json": ("file for the plan's numbers", ""),
+    "plan_examples": ("training examples, for the hours of an epoch; default: the data's", "0"),
 }
 
 
-def parse_args(doc, required, argv):
+def parse_args(doc, required, argv, optional=()):
     """Known arguments, and `overrides`: the 'key=value' of each --config.key=value.
 
-    `--data SOURCE` is short for --config.data.source. Raises UserError for anything else.
+    `--data SOURCE` is short for --config.data.source; with `--plan` no workdir is needed. Raises
+    UserError for anything else.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, exit_on_error=False)
     names = [
         n
         for n in ARGUMENTS
-        if n in required or (n in ("step", "evals") and "config" not in required)
+        if n in (*required, *optional) or (n in ("step", "evals") and "config" not in required)
     ]
     for name in names:
         text, default = ARGUMENTS[name]
@@ -55,13 +59,17 @@ def parse_args(doc, required, argv):
             key += "=" + rest.pop(0)
         args.overrides.append(key)
     for name in required:
-        if not getattr(args, name):
+        if not getattr(args, name) and not (name == "workdir" and getattr(args, "plan", "")):
             raise UserError(f"--{name} is missing; usage: {doc.strip().split(': ', 1)[-1]}")
     return args
 
 
-def run_command(main, doc, required):
-    """Run main(args) as a program: exit 0, or 2 with one line for a UserError."""
+def run_command(main, doc, required, optional=()):
+    """Run main(args) as a program: exit 0, or 2 with one line for a UserError.
+
+    Args:
+      required, optional: names of ARGUMENTS that the program takes.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -69,7 +77,7 @@ def run_command(main, doc, required):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        args = parse_args(doc, required, sys.argv[1:])
+        args = parse_args(doc, required, sys.argv[1:], optional)
         mark_flags_as_parsed()
         use_compilation_cache()
         main(args)

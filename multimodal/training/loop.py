@@ -9,6 +9,7 @@ import time
 
 import jax
 
+from multimodal.chips import chip_of
 from multimodal.config import check_same, read_config, save_config
 from multimodal.errors import UserError
 from multimodal.training import flops, setup
@@ -16,8 +17,9 @@ from multimodal.training.checkpoint import Checkpoints
 from multimodal.training.logging import MetricLogger
 from multimodal.training.optim import learning_rate
 from multimodal.training.sharding import check_batch, make_mesh, to_global
-from multimodal.training.step import make_step
+from multimodal.training.step import lower_step, make_step
 from multimodal.training.validate import validate
+from multimodal.training.xla_flags import compiler_options
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,6 @@ class Run:
     def steps(self, state, step_fn, pipeline):
         """Run from state.step to config.steps."""
         c, first = self.config, int(state.step)
-        step_fn = jax.jit(step_fn, donate_argnums=0)
         metrics, clock = {}, None
         batches = pipeline.iterate(first)
         try:
@@ -88,9 +89,8 @@ class Run:
                     batch = to_global(next(batches), self.mesh)
                     waited = time.perf_counter() - began
                     if clock is None:
-                        lowered = step_fn.lower(state, batch)
-                        compiled = lowered.compile()
-                        clock = Clock(c.batch_size, flops.of(lowered, c))
+                        compiled = self._compile(step_fn, state, batch)
+                        clock = Clock(c.batch_size, flops.of_step(c))
                     state, metrics = compiled(state, batch)
                     clock.tick(waited)
                     logger.tick(step)
@@ -102,6 +102,11 @@ class Run:
         finally:
             batches.close()
         return {k: float(v) for k, v in metrics.items()}
+
+    def _compile(self, step_fn, state, batch):
+        chip = chip_of(jax.devices()[0].device_kind)
+        options = compiler_options(jax.default_backend(), chip.name if chip else "")
+        return lower_step(step_fn, state, batch).compile(compiler_options=options)
 
     def _row(self, step, metrics, clock):
         row = {k: float(v) for k, v in jax.device_get(metrics).items()}

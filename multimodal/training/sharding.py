@@ -4,7 +4,7 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from multimodal.errors import UserError
 from multimodal.nn.layers import BATCH_AXES
@@ -18,7 +18,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     Raises UserError where the axes do not make up the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    n = len(devices)
+    shape = mesh_shape(data, fsdp, len(devices))
+    return Mesh(np.array(devices).reshape(shape), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def abstract_mesh(data: int, fsdp: int, n: int) -> AbstractMesh:
+    """The mesh of n devices that need not be there, for shapes and shardings."""
+    return AbstractMesh(mesh_shape(data, fsdp, n), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def mesh_shape(data: int, fsdp: int, n: int) -> tuple[int, int]:
+    """(data, fsdp) of n devices; see make_mesh."""
     if data == -1 and fsdp > 0 and n % fsdp == 0:
         data = n // fsdp
     if data < 1 or fsdp < 1 or data * fsdp != n:
@@ -26,7 +36,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
             f"config.mesh: data x fsdp = {data} x {fsdp} does not make {n} devices; "
             f"set mesh.fsdp to a divisor of {n} and mesh.data to -1"
         )
-    return Mesh(np.array(devices).reshape(data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    return data, fsdp
 
 
 def batch_sharding(mesh) -> NamedSharding:

@@ -129,6 +129,15 @@ def make_step(config, model, objectives, tx):
     return step
 
 
+def lower_step(step, state, batch):
+    """The jitted step, lowered for arrays or shapes of a state and a batch: the state is donated,
+    and comes out laid out as it went in, so that it can go in again.
+    """
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+    return jitted.lower(state, batch)
+
+
 def gradient_norms(grads, freeze=False) -> dict:
     """The gradient's norm, and where there is a critic each player's own.
 
