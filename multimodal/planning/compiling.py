@@ -33,6 +33,7 @@ NO_LIBTPU = (
 )
 # "Ran out of memory in memory space hbm. Used 22.91G of 15.75G hbm. Exceeded ..."
 OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+COMMAND = ("-m", __spec__.name)  # this file, as a program of its own
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -51,7 +52,7 @@ def compile_for(config, target, folder=None) -> dict:
         (folder / "compiled.json").unlink(missing_ok=True)
         (folder / "target.txt").write_text(target.name + "\n", encoding="utf-8")
         save_config(config, folder)
-        command = [sys.executable, "-m", __spec__.name, str(folder)]
+        command = [sys.executable, *COMMAND, str(folder)]
         run = subprocess.run(
             command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False
         )
@@ -89,11 +90,12 @@ def main(folder):
     except (UserError, ModuleNotFoundError) as e:
         result = {"status": "error", "why": str(e)}
     except Exception as e:  # what libtpu raises is not documented
-        result = _failure(e)
+        result = failure(e)
     (folder / "compiled.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _failure(e):
+def failure(e) -> dict:
+    """What an exception of the compiler comes to, as in compile_for."""
     found = OUT_OF_MEMORY.search(str(e))
     if not found:
         text = " ".join(str(e).split())

@@ -90,13 +90,13 @@ class Walk:
             lambda: [0.0, 0]
         )  # (kind, group) -> [bytes, count]
         self.uncounted = 0
+        self._begun = set()  # channels of collectives in pieces
 
     def computation(self, name, times):
         """Add a computation that runs `times` times."""
         rows = self._program.computations[name]
-        seen = set()  # a collective split over several fusions keeps its channel in all its pieces
         for i in rows.values():
-            self._exchange(i, rows, times, seen)
+            self._exchange(i, rows, times)
             if i.opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", i.attributes).group(1)
                 self.computation(body, times * self._program.trips(name, i))
@@ -189,22 +189,19 @@ class Walk:
             total += size if there else 0
         return total
 
-    def _exchange(self, i, rows, times, seen):
+    def _exchange(self, i, rows, times):
         """Add what an instruction, or the fusion that it is, sends to other devices."""
         if i.opcode == "fusion":
             for called in i.called():
                 inner = self._program.computations[called]
                 for j in inner.values():
-                    self._exchange(j, inner, times, seen)
+                    self._exchange(j, inner, times)
             return
         kind = i.opcode.removesuffix("-start")
-        channel = re.search(r"channel_id=(\d+)", i.attributes)
         if i.opcode == "send" and "megascale" in i.attributes:
             self._between_slices(i, times)
-        if kind not in COLLECTIVES or (channel and channel.group(1) in seen):
+        if kind not in COLLECTIVES or self._is_piece(i):
             return
-        if channel:
-            seen.add(channel.group(1))
         group = group_size(i.attributes, self._devices)
         if group < 2:
             return
@@ -219,6 +216,17 @@ class Walk:
         entry = self.exchanged[kind.removesuffix(" of an all-reduce"), group]
         entry[0] += sent * times
         entry[1] += times
+
+    def _is_piece(self, i):
+        """Whether it goes on with a collective that was counted: one that runs beside other work is
+        split over several fusions, even of other loops, and all its pieces share one channel.
+        """
+        channel = re.search(r"channel_id=(\d+)", i.attributes)
+        if not channel or "chain_id" not in i.attributes:
+            return False
+        again = channel.group(1) in self._begun
+        self._begun.add(channel.group(1))
+        return again
 
     def _between_slices(self, i, times):
         """A transfer over the data-centre network: a ring's share of an array, twice to reduce."""
@@ -257,9 +265,10 @@ def ring_bytes(kind: str, group: int, operand: float, result: float) -> float:
     }[kind]
 
 
-WRAPPED = re.compile(r"^(?:transpose\(|jvp\(|jit\(|vmap\()+([\w.]*)\)*$")
+# Of the path that JAX gives an operation: what its transformations, loops and calls add.
 SCAFFOLD = re.compile(
-    r"^(jit|jvp|transpose|while|body|closed_call|checkpoint|remat\w*|shard_map|pjit|cond|branch)\b"
+    r"(jit|jvp|transpose)\(.*|while|body|closed_call|checkpoint|rematted_computation|remat\d*"
+    r"|shard_map|pjit|cond|branch\w*|.*<.*"
 )
 
 
@@ -268,9 +277,8 @@ def label(i) -> str:
     name = i.op_name
     if not name:
         return f"(compiler) {i.opcode}"
-    backward = "transpose(" in name
-    again = "rematted" in name or ("checkpoint" in name and backward)
+    again, backward = "rematted_computation" in name, "transpose(" in name
     phase = "recompute" if again else "backward" if backward else "forward"
-    parts = [WRAPPED.sub(r"\1", p) for p in name.split("/")]
-    parts = [p for p in parts if p and not SCAFFOLD.match(p) and "<locals>" not in p]
-    return f"{phase} {'/'.join(parts[-4:])}"
+    parts = [p for p in name.split("/") if not SCAFFOLD.fullmatch(p)]
+    tower = [p for p in parts if p.startswith("encoder_") and "." not in p][:1]
+    return f"{phase} {'/'.join(dict.fromkeys([*tower, *parts[-3:]])) or i.opcode}"
