@@ -15,20 +15,21 @@ from multimodal.planning.cost import cost_of
 from multimodal.planning.hlo import parse
 from multimodal.planning.targets import Target, parse_target
 from multimodal.training import flops, setup
-from multimodal.training.sharding import check_batch, mesh_shape
+from multimodal.training.sharding import abstract_mesh, check_batch
 from multimodal.training.validate import validate
 
 TRIES = 3  # compilations to find a change that fits
 TOP = 12  # operations that are told
 
 
-def make_plan(config, target_text: str, examples: int = 0, hlo_folder=None) -> dict:
+def make_plan(config, target_text: str, examples=0, hlo_folder=None, advise=True) -> dict:
     """The plan of a config for a target, as plain data; see `write_plan` and report.py.
 
     Args:
       target_text: as in targets.py; examples: training examples, for the hours of an epoch; 0: the
         data's own number where the data is here, else unknown.
       hlo_folder: where the compiled program's text is kept; None: nowhere.
+      advise: look for a change that fits where the config does not.
     Returns: 'fits' (True, False or None: not known), 'memory' (bytes a device by kind, 'total',
       'limit'), 'flops', 'time' (seconds; None where not known), 'mfu', ...; absent is what the
       target does not give. Raises UserError for a config, target or compiler that cannot be used.
@@ -36,36 +37,26 @@ def make_plan(config, target_text: str, examples: int = 0, hlo_folder=None) -> d
     target = parse_target(target_text)
     jax.config.update("jax_platforms", "cpu")  # shapes only: leave this machine's devices alone
     validate(config)
-    _check_mesh(config, target)
-    plan = _facts(config, target)
+    mesh = abstract_mesh(config.mesh.data, config.mesh.fsdp, target.devices)
+    check_batch(config.batch_size, mesh, config.micro_batches)
+    plan = _facts(config, target, mesh)
     if target.platform == "tpu":
         plan |= compiled_plan(config, target, plan, hlo_folder)
     else:
         plan |= formula_plan(config, target, plan)
-    if plan["fits"] is False:
+    if plan["fits"] is False and advise:
         plan["advice"] = find_advice(config, target, plan)
     return plan | _rates(config, plan, examples or _count_examples(config))
 
 
-def _check_mesh(config, target):
-    data, fsdp = mesh_shape(config.mesh.data, config.mesh.fsdp, target.devices)
-
-    class Sized:
-        size = data * fsdp
-
-    check_batch(config.batch_size, Sized, config.micro_batches)
-
-
-def _facts(config, target: Target) -> dict:
+def _facts(config, target: Target, mesh) -> dict:
     """What is known before anything is compiled."""
     model = flops.of_step(config)
     return {
         "target": target.name,
         "devices": target.devices,
         "batch_size": config.batch_size,
-        "mesh": dict(
-            zip(("data", "fsdp"), mesh_shape(config.mesh.data, config.mesh.fsdp, target.devices))
-        ),
+        "mesh": dict(mesh.shape),
         "micro_batches": config.micro_batches,
         "flops": {"step": model, "sample": model / config.batch_size},
         "state": memory.state_bytes(config, target.devices),

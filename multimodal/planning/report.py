@@ -49,7 +49,7 @@ def _work(plan):
     work = plan["flops"]
     yield "work"
     yield _row(
-        "model FLOPs a step", f"{work['step']:.4g} ({work['sample'] / 1e9:,.1f} GFLOP a sample)"
+        "model FLOPs a step", f"{work['step']:.4g} ({work['sample'] / 1e9:,.4g} GFLOP a sample)"
     )
     if "bytes" in plan:
         yield _row("HBM traffic a device", _bytes(plan["bytes"]["hbm"]))

@@ -9,7 +9,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from multimodal.chips import chip_of
 from multimodal.training import setup
 from multimodal.training.sharding import make_mesh
-from multimodal.training.step import make_loss
+from multimodal.training.step import make_step
 
 
 def peak_flops():
@@ -18,17 +18,20 @@ def peak_flops():
     return chip.flops * jax.device_count() if chip else None
 
 
-def of_step(config) -> float:
+def of_step(config, batch=None) -> float:
     """Model FLOPs of one training step over all devices: 2 for each multiply-add of a matrix
     product or convolution, forward and backward.
 
-    They are read off the gradient's jaxpr, so that any encoder and objective counts: the body of a
-    loop as often as it runs, a frozen or averaged network forward only, and what no one needs not
-    at all. What the backward pass computes again (remat, micro-batches) is no progress and is left
+    They are read off the step's jaxpr, so that any encoder and objective counts: the body of a loop
+    as often as it runs, a frozen or averaged network forward only, and what no one needs not at
+    all. What the backward pass computes again (remat, micro-batches) is no progress and is left
     out, as in PaLM's definition of MFU (Chowdhery et al. 2022, appendix B); so are element-wise
-    operations and the optimizer, below a few per cent. Nothing is compiled or computed.
+    operations, below a few per cent. Nothing is compiled or computed.
+
+    Args:
+      batch: a global batch, for its shapes; None: what the config's towers and classifiers take.
     """
-    return of_jaxpr(gradient_jaxpr(plain(config)))
+    return of_jaxpr(step_jaxpr(plain(config), batch))
 
 
 def plain(config):
@@ -42,18 +45,18 @@ def plain(config):
     return config
 
 
-def gradient_jaxpr(config) -> Jaxpr:
-    """The jaxpr of the loss's gradient at the config's batch size, without what it does not need.
-
-    One device and no mesh: sharding does not change what is to be computed.
+def step_jaxpr(config, batch=None) -> Jaxpr:
+    """The jaxpr of a step for one device, without what its results do not need: sharding does not
+    change what is to be computed.
     """
     mesh = make_mesh(1, 1, jax.local_devices()[:1])
-    model, _, state = setup.state_shapes(config, mesh)
-    goals = setup.get_objectives(config, None)
-    gradient = jax.grad(make_loss(config, model, goals), has_aux=True)
+    model, tx, state = setup.state_shapes(config, mesh)
+    step = make_step(config, model, setup.get_objectives(config, None), tx)
+    given = setup.batch_shapes(config, mesh) if batch is None else batch
+    batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in given.items()}
     with jax.set_mesh(mesh):
-        closed = jax.make_jaxpr(gradient)(state.params, state, setup.batch_shapes(config, mesh))
-    return dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))[0]
+        jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
+    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def of_jaxpr(jaxpr) -> float:

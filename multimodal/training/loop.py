@@ -90,7 +90,8 @@ class Run:
                     waited = time.perf_counter() - began
                     if clock is None:
                         compiled = self._compile(step_fn, state, batch)
-                        clock = Clock(c.batch_size, flops.of_step(c))
+                        work = flops.of_step(c, batch) if flops.peak_flops() else 0.0
+                        clock = Clock(c.batch_size, work)
                     state, metrics = compiled(state, batch)
                     clock.tick(waited)
                     logger.tick(step)
