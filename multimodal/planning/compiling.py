@@ -5,6 +5,7 @@ writes FOLDER/compiled.json and, where the compiler gives it, FOLDER/step.hlo. A
 because libtpu ends the process where it cannot go on.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -25,16 +26,20 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_MIN_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "CLOUDSDK_CONFIG": os.devnull,
 }
-NO_LIBTPU = (
-    "compiling for a TPU needs the package libtpu, which is not installed here: "
-    "pip install 'multimodal-jax[tpu]'"
-)
 # "Ran out of memory in memory space hbm. Used 22.91G of 15.75G hbm. Exceeded ..."
 OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 COMMAND = ("-m", __spec__.name)  # this file, as a program of its own
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def require_libtpu():
+    """Raise UserError where the package that holds the TPU compiler is missing."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "--plan: compiling for a TPU needs the package libtpu, which is not installed here: "
+            "pip install 'multimodal-jax[tpu]'"
+        )
 
 
 def compile_for(config, target, folder=None) -> dict:
@@ -125,11 +130,7 @@ def _compile(config, folder):
 
 
 def topology_devices(target):
-    """libtpu's devices of a TPU target. Raises UserError where libtpu is missing or refuses it."""
-    import importlib.util
-
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(NO_LIBTPU)
+    """libtpu's devices of a TPU target. Raises UserError where it refuses it."""
     from jax.experimental import topologies
 
     options = {"chip_config_name": "megacore"} if target.chip.megacore else {}

@@ -10,7 +10,7 @@ import jax
 
 from multimodal.errors import UserError
 from multimodal.planning import advice, memory, predict
-from multimodal.planning.compiling import compile_for
+from multimodal.planning.compiling import compile_for, require_libtpu
 from multimodal.planning.cost import cost_of
 from multimodal.planning.hlo import parse
 from multimodal.planning.targets import Target, parse_target
@@ -35,6 +35,8 @@ def make_plan(config, target_text: str, examples=0, hlo_folder=None, advise=True
       target does not give. Raises UserError for a config, target or compiler that cannot be used.
     """
     target = parse_target(target_text)
+    if target.platform == "tpu":
+        require_libtpu()
     jax.config.update("jax_platforms", "cpu")  # shapes only: leave this machine's devices alone
     validate(config)
     mesh = abstract_mesh(config.mesh.data, config.mesh.fsdp, target.devices)
@@ -60,7 +62,6 @@ def _facts(config, target: Target, mesh) -> dict:
         "micro_batches": config.micro_batches,
         "flops": {"step": model, "sample": model / config.batch_size},
         "state": memory.state_bytes(config, target.devices),
-        "notes": [],
     }
 
 
