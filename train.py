@@ -1,5 +1,7 @@
 """Pre-train: python train.py --config configs/NAME.py[:ARG] --workdir DIR [--config.KEY=VALUE]
 [--profile [START:STOP]]
+
+Or, without training: python train.py --config ... --plan tpu:v5e:16x16 [--plan_json FILE]
 """
 
 from multimodal.cli import BEGAN, run_command
@@ -7,11 +9,17 @@ from multimodal.cli import BEGAN, run_command
 
 def main(args):
     from multimodal.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.plan:
+        from multimodal.planning.command import plan
+
+        plan(config, args)
+        return
     from multimodal.evals.report import report
     from multimodal.training.distributed import initialise
     from multimodal.training.loop import train
 
-    config = load_config(args.config, args.overrides)
     initialise(config.mesh.heartbeat)
     train(config, args.workdir, args.profile, BEGAN)
     report(args.workdir)

@@ -1,23 +1,27 @@
-"""CLIP at the sizes of Radford et al. 2021: configs/clip.py:b32 (default), b16, l14; add ,siglip
-for the sigmoid loss.
+"""CLIP at published sizes: configs/clip.py:b32 (default), b16, l14 (Radford et al. 2021), h14, g14
+(OpenCLIP, Cherti et al. 2023); add ,siglip for the sigmoid loss.
 
-Give the data (tar shards and captions.jsonl) as --config.data.kwargs.folder.
+`,tiled` is for TPUs: the mean of the patches instead of a class token, which makes 256 tokens of
+the 14-pixel patches, and rematerialisation. Give the data (tar shards and captions.jsonl) as
+--config.data.kwargs.folder.
 """
 
 from configs import common
 
-# image: width, depth, heads, patch; text: width, heads; shared space
+# image: width, depth, heads, patch, MLP; text: width, heads, depth; shared space
 SIZES = {
-    "b32": (768, 12, 12, 32, 512, 8, 512),
-    "b16": (768, 12, 12, 16, 512, 8, 512),
-    "l14": (1024, 24, 16, 14, 768, 12, 768),
+    "b32": (768, 12, 12, 32, 3072, 512, 8, 12, 512),
+    "b16": (768, 12, 12, 16, 3072, 512, 8, 12, 512),
+    "l14": (1024, 24, 16, 14, 4096, 768, 12, 12, 768),
+    "h14": (1280, 32, 16, 14, 5120, 1024, 16, 24, 1024),
+    "g14": (1408, 40, 16, 14, 6144, 1024, 16, 24, 1024),
 }
 
 
 def get_config(arg=""):
     words = [w for w in arg.split(",") if w]
     size = next((w for w in words if w in SIZES), "b32")
-    width, depth, heads, patch, text_width, text_heads, embed_dim = SIZES[size]
+    width, depth, heads, patch, mlp, text_width, text_heads, text_depth, embed_dim = SIZES[size]
     c = common.base()
     c.batch_size, c.steps = 4096, 100_000
     c.modalities.image = common.image_tower(
@@ -26,7 +30,7 @@ def get_config(arg=""):
         width=width,
         depth=depth,
         heads=heads,
-        mlp_dim=4 * width,
+        mlp_dim=mlp,
         eps=1e-5,
         patch_bias=False,
         pre_norm=True,
@@ -43,7 +47,7 @@ def get_config(arg=""):
         vocab_size=49408,
         max_length=77,
         width=text_width,
-        depth=12,
+        depth=text_depth,
         heads=text_heads,
         mlp_dim=4 * text_width,
         eps=1e-5,
@@ -64,4 +68,8 @@ def get_config(arg=""):
     c.data.kwargs = dict(folder="data/pretrain")
     c.data.eval_splits = ("val",)
     c.eval.best = "val/mean_recall"
-    return common.recipe(c, ",".join(w for w in words if w not in SIZES), default="clip")
+    if "tiled" in words:
+        c.modalities.image.update(class_token=False, pool="mean", remat="full")
+        c.modalities.text.remat = "full"
+    rest = [w for w in words if w not in (*SIZES, "tiled")]
+    return common.recipe(c, ",".join(rest), default="clip")

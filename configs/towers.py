@@ -32,7 +32,9 @@ def image_tower(**changes):
     c.init_std = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation
     c.layer_scale = 0.0  # > 0: what the factors on residual branches start at (DINOv2: 1)
     c.scan = False  # scan over layers: compile time does not grow with depth
-    c.remat = "none"  # 'none' | 'full' | 'dots': what is recomputed in the backward pass
+    # What the backward pass computes again, for memory: 'none' | 'full' | 'attention' (all but
+    # attention's inputs and output) | 'dots' (all but matrix products)
+    c.remat = "none"
     # Transform of the data, a name in data/transforms.py.
     c.transform = "image"
     c.augment = "none"  # 'none' | 'pad_crop' | 'random_resized_crop'

@@ -19,18 +19,24 @@ ARGUMENTS = {
     "step": ("checkpoint: a step, 'latest' or 'best'", "latest"),
     "evals": ("evaluators, comma-separated; default: the config's", ""),
     "profile": ("trace three steps, or START:STOP, into the workdir's profile/", ""),
+    "plan": ("tpu:v5e:16x16, gpu:h100:8x8, ...: tell what training there would take; no run", ""),
+    "plan_json": ("file for the plan's numbers", ""),
+    "plan_examples": ("training examples, for the hours of an epoch; default: the data's", "0"),
 }
-TRAINING, EVALUATION = ("profile",), ("step", "evals")  # who takes which optional ones
+# Who takes which optional ones.
+TRAINING = ("profile", "plan", "plan_json", "plan_examples")
+EVALUATION = ("step", "evals")
 
 
 def parse_args(doc, required, argv):
     """Known arguments, and `overrides`: the 'key=value' of each --config.key=value.
 
-    `--data SOURCE` is short for --config.data.source. Raises UserError for anything else.
+    `--data SOURCE` is short for --config.data.source; with `--plan` no workdir is needed. Raises
+    UserError for anything else.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False, exit_on_error=False)
-    optional = TRAINING if "config" in required else EVALUATION
-    names = [n for n in ARGUMENTS if n in required or n in optional]
+    extra = TRAINING if "config" in required else EVALUATION
+    names = [n for n in ARGUMENTS if n in required or n in extra]
     for name in names:
         text, default = ARGUMENTS[name]
         bare = dict(nargs="?", const="auto") if name == "profile" else {}
@@ -59,7 +65,7 @@ def parse_args(doc, required, argv):
             key += "=" + rest.pop(0)
         args.overrides.append(key)
     for name in required:
-        if not getattr(args, name):
+        if not getattr(args, name) and not (name == "workdir" and getattr(args, "plan", "")):
             raise UserError(f"--{name} is missing; usage: {doc.strip().split(': ', 1)[-1]}")
     return args
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 BATCH_AXES = ("replica", "data", "fsdp")
@@ -130,6 +131,11 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
     return jnp.einsum("bhts,bshd->bthd", dropout(probs, rate, keys).astype(v.dtype), v)
 
 
+def kept(x):
+    """x, named as what remat 'attention' keeps."""
+    return checkpoint_name(x, "attention")
+
+
 class Attention(nn.Module):
     """Multi-head attention of x [B, T, width] over context [B, S, any]; q, k and v go straight into
     heads.
@@ -151,10 +157,10 @@ class Attention(nn.Module):
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
-        q = split(name="query")(x)
-        k = split(name="key", use_bias=self.key_bias)(context)
-        v = split(name="value")(context)
-        out = attend(q, k, v, mask, self.causal, self.dropout, keys)
+        q = kept(split(name="query")(x))
+        k = kept(split(name="key", use_bias=self.key_bias)(context))
+        v = kept(split(name="value")(context))
+        out = kept(attend(q, k, v, mask, self.causal, self.dropout, keys))
         return nn.DenseGeneral(
             self.width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out"
         )(out)
@@ -232,6 +238,7 @@ class Block(nn.Module):
 
 REMAT = {
     "full": None,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -243,7 +250,8 @@ def repeat(cls, make, apply, carry, depth, scan=False, remat="none", name="block
       cls: the layer's class; make(cls, name) builds one of it (or of its rematerialised copy).
       apply: (layer, carry, i) -> carry of the same structure; i is traced when scanned.
       scan: one compiled body for all layers, parameters stacked as NAMEs; else NAME_0, NAME_1, ...
-      remat: 'none' | 'full' | 'dots' (keep matrix products): what the backward pass recomputes.
+      remat: what the backward pass computes again: 'none' | 'full' | 'attention' (all but queries,
+        keys, values and what attention gives) | 'dots' (all but matrix products).
     """
     if not depth:
         return carry

@@ -9,6 +9,7 @@ import time
 
 import jax
 
+from multimodal.chips import chip_of
 from multimodal.config import check_same, read_config, save_config
 from multimodal.errors import UserError
 from multimodal.training import flops, setup
@@ -18,9 +19,10 @@ from multimodal.training.logging import MetricLogger
 from multimodal.training.optim import learning_rate
 from multimodal.training.preflight import preflight
 from multimodal.training.profile import Profile, steps_to_trace
-from multimodal.training.sharding import check_batch, make_mesh, replicated
-from multimodal.training.step import make_step
+from multimodal.training.sharding import axes_of, check_batch, make_mesh
+from multimodal.training.step import lower_step, make_step
 from multimodal.training.validate import validate
+from multimodal.training.xla_flags import compiler_options
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def train(config, workdir, profile="", began=None):
     if resumed:
         check_same(config, stored)
     workdir.mkdir(parents=True, exist_ok=True)
-    mesh = make_mesh(**{k: config.mesh[k] for k in ("replica", "data", "fsdp", "tensor")})
+    mesh = make_mesh(**axes_of(config))
     check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
     source = setup.get_source(config, config.data.train_split)
     tokenizer = setup.get_tokenizer(config, workdir if resumed else None, source)
@@ -118,13 +120,12 @@ class Run:
     def _compile(self, step_fn, state, batch, clock):
         """The compiled step, for arrays like these."""
         began = time.perf_counter()
-        # The state keeps its layout: left to itself, the compiler would choose one for the result.
-        layout = jax.tree.map(lambda x: x.sharding, state), replicated(self.mesh)
-        lowered = jax.jit(step_fn, donate_argnums=0, out_shardings=layout).lower(state, batch)
-        compiled = lowered.compile()
+        chip = chip_of(jax.devices()[0].device_kind)
+        options = compiler_options(jax.default_backend(), chip.name if chip else "")
+        compiled = lower_step(step_fn, state, batch).compile(compiler_options=options)
         self.startup.compiled(time.perf_counter() - began)
         if flops.peak_flops():  # counting them takes half a second, and means nothing elsewhere
-            clock.flops = flops.of(lowered, self.config)
+            clock.flops = flops.of_step(self.config, batch)
         clock.restart()
         return compiled
 

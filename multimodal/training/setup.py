@@ -16,7 +16,7 @@ from multimodal.data.transforms import build_transforms
 from multimodal.errors import UserError
 from multimodal.nn.model import build_model
 from multimodal.training.optim import make_optimizer
-from multimodal.training.sharding import state_shardings
+from multimodal.training.sharding import batch_sharding, state_shardings
 from multimodal.training.step import new_state, seed_key
 
 
@@ -122,16 +122,50 @@ def build_state(config, mesh, import_weights=True):
 
     import_weights: False leaves config.init alone; a resumed run has its own.
     """
-    model, rng = build_model(config), seed_key(config)
-    init = jax.jit(functools.partial(init_params, config, model))  # traced once for all that follow
-    tx = make_optimizer(config, jax.eval_shape(init, rng))
-    start = functools.partial(new_state, config, tx=tx)
+    model, tx, shapes, init, start = _plan(config, mesh)
+    rng = seed_key(config)
     if config.init.path and import_weights:
         make, args = start, (initialised(init(rng), config),)
     else:
         make, args = lambda rng: start(init(rng), rng=rng), (rng,)
-    shardings = state_shardings(jax.eval_shape(make, *args), mesh, config.mesh.rules)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     return model, tx, jax.jit(make, out_shardings=shardings)(*args)
+
+
+def state_shapes(config, mesh):
+    """Model, optimizer, and the shapes and shardings of the state; no array is made."""
+    return _plan(config, mesh)[:3]
+
+
+def _plan(config, mesh):
+    """Model, optimizer, shapes of the state, init(rng) -> params, start(params, rng) -> State."""
+    model, rng = build_model(config), seed_key(config)
+    init = jax.jit(functools.partial(init_params, config, model))  # traced once for all that follow
+    tx = make_optimizer(config, jax.eval_shape(init, rng))
+    start = functools.partial(new_state, config, tx=tx)
+    shapes = jax.eval_shape(lambda rng: start(init(rng), rng=rng), rng)
+    shapes = laid_out(shapes, state_shardings(shapes, mesh, config.mesh.rules))
+    return model, tx, shapes, init, start
+
+
+def laid_out(shapes, shardings):
+    """ShapeDtypeStructs of a pytree of shapes and one of shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def batch_shapes(config, mesh):
+    """Shapes and shardings of a global training batch, without data: what a source gives that has
+    every modality and every label of the config's classifiers.
+    """
+    b = config.batch_size
+    rows = {m: (x.shape[1:], x.dtype) for m, x in example_batch(config, 1).items()}
+    rows |= {"id": ((), np.int32), "index": ((), np.int32)}
+    for c in config.model.classifiers.values():
+        rows[c.target] = ((c.classes,), np.uint8) if c.multi else ((), np.int32)
+    sharding = batch_sharding(mesh)
+    return {k: jax.ShapeDtypeStruct((b, *s), d, sharding=sharding) for k, (s, d) in rows.items()}
 
 
 def initialised(params, config):

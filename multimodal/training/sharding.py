@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from multimodal.errors import UserError
 from multimodal.nn.layers import BATCH_AXES
@@ -27,7 +27,27 @@ def make_mesh(
     Raises UserError where the axes do not make up the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    n, slices = len(devices), len({getattr(d, "slice_index", 0) for d in devices})
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    shape = mesh_shape(len(devices), slices, data, fsdp, tensor, replica)
+    return Mesh(_arrange(shape, slices, devices), MESH_AXES, axis_types=_auto())
+
+
+def axes_of(config) -> dict:
+    """The sizes that a config asks for, as make_mesh and abstract_mesh take them."""
+    return {axis: config.mesh[axis] for axis in MESH_AXES}
+
+
+def abstract_mesh(n: int, slices: int = 1, **axes) -> AbstractMesh:
+    """The mesh of n devices that need not be there, for shapes and shardings."""
+    return AbstractMesh(mesh_shape(n, slices, **axes), MESH_AXES, axis_types=_auto())
+
+
+def _auto():
+    return (AxisType.Auto,) * len(MESH_AXES)
+
+
+def mesh_shape(n, slices=1, data=-1, fsdp=1, tensor=1, replica=0) -> tuple[int, ...]:
+    """(replica, data, fsdp, tensor) of n devices in so many slices; see make_mesh."""
     replica = replica or slices
     rest = fsdp * tensor * replica
     if data == -1 and rest > 0 and n % rest == 0:
@@ -37,8 +57,7 @@ def make_mesh(
             f"config.mesh: replica x data x fsdp x tensor = {replica} x {data} x {fsdp} x {tensor} "
             f"does not make {n} devices; set mesh.fsdp to a divisor of {n} and mesh.data to -1"
         )
-    grid = _arrange((replica, data, fsdp, tensor), slices, devices)
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return replica, data, fsdp, tensor
 
 
 def _arrange(shape, slices, devices):

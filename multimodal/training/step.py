@@ -14,6 +14,7 @@ from multimodal.nn.model import Net, bounded, example_keys
 from multimodal.objectives.queue import empty_queue, enqueue
 from multimodal.schedules import Schedule, value_at
 from multimodal.training.optim import CLASSIFIER, players
+from multimodal.training.sharding import replicated
 
 
 class State(struct.PyTreeNode):
@@ -147,6 +148,16 @@ def make_step(config, model, objectives, tx):
         return state.replace(step=state.step + 1, params=params, opt=opt, queue=queue), metrics
 
     return step
+
+
+def lower_step(step, state, batch):
+    """The jitted step, lowered for arrays or shapes of a state and a batch: the state is donated,
+    and comes out laid out as it went in, so that it can go in again; metrics are everywhere.
+    """
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    everywhere = replicated(jax.tree.leaves(layout)[0].mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, everywhere))
+    return jitted.lower(state, batch)
 
 
 def gradient_norms(grads, freeze=False) -> dict:

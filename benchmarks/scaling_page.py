@@ -1,0 +1,131 @@
+"""docs/scaling.md and its plots, from the results of scaling.py and scaling_notes.md."""
+
+import json
+import pathlib
+
+GIB = 2**30
+HEAD = """# Predicted scaling
+
+Written by `python benchmarks/scaling.py`. **Nothing here was measured on a TPU.** Each number comes
+from compiling the real train step (`train.py --plan`) for a slice that was not there: memory is the
+compiler's own, exact count; time is the sum of the compiler's estimated cycles over all operations
+and loops, plus a bandwidth model of the exchanges between chips, without overlap.
+
+Settings: bfloat16, remat `full`, `mesh.fsdp={fsdp}`, the compiler options of
+`multimodal/training/xla_flags.py`, CLIP with the mean of the patches instead of a class token
+(`configs/clip.py:SIZE,tiled`), and as few micro-batches as fit. MFU counts model FLOPs only
+(`multimodal/training/flops.py`): full remat executes 4/3 of them, micro-batches with remat 5/3.
+
+{run} of {all} cases were planned so far; `-` is one that was not. A case costs the compiler
+minutes, and only some were run here; the same command goes on with the rest.
+"""
+ERROR = """
+## How far to trust it
+
+- **Memory**: the compiler's; it is what refuses a program on the machine.
+- **Time**: one calibration point. For a decoder block of MaxText's 16B model on v5e-256 the same
+  sum of cycles gave 53.0 % MFU with default options and 62.5 % with the VMEM option that MaxText
+  sets; published are 61.1 %. Widths were a stand-in and exchanges were not in it. Take the times as
+  right to about 15 %, and better for ranking variants than for budgets.
+- **No published throughput of CLIP on TPUs** is known to us to compare with: big_vision publishes
+  none, OpenCLIP's are of GPUs. What those reached is far below any roofline, which is all that a
+  plan for GPUs gives. It is a bound, not a prediction:
+
+| model, GPU | published samples/s a GPU | plan's bound a GPU | share |
+| --- | --- | --- | --- |
+{gpus}
+
+Published: LAION's scaling-laws-openclip, trained_models_info.csv (A100 40 GB), and NVIDIA's NeMo
+performance page for CLIP (g/14). The bound is model FLOPs at the dense bfloat16 peak.
+"""
+# model, GPU, published samples/s a GPU, forward GFLOP a pair (OpenCLIP's model_profile.csv)
+PUBLISHED = (
+    ("B/32", "a100", 850, 14.78),
+    ("B/16", "a100", 396, 41.09),
+    ("L/14", "a100", 105, 175.33),
+    ("H/14", "a100", 42, 381.68),
+    ("g/14", "a100", 69.9, 581.15),
+    ("g/14", "h100", 116.9, 581.15),
+)
+
+
+def write_page(folder, models, targets, batches, fsdp=16):
+    """Write scaling.md beside the folder of results, and a plot for each target into it."""
+    found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
+    rows = {(m, t, b): found.get(key(m, t, b)) for m in models for t in targets for b in batches}
+    run = sum(r is not None for r in rows.values())
+    parts = [HEAD.format(fsdp=fsdp, run=run, all=len(rows))]
+    for target in targets:
+        parts.append(f"\n## {target.removeprefix('tpu:')}\n")
+        parts += [table(rows, models, target, batches)]
+        if plot(rows, models, target, batches, folder / f"{slug(target)}.png"):
+            parts.append(f"\n![samples a second](scaling/{slug(target)}.png)\n")
+    notes = pathlib.Path(__file__).with_name("scaling_notes.md")
+    parts.append("\n" + notes.read_text(encoding="utf-8"))
+    parts.append(ERROR.format(gpus="\n".join(gpu_rows())))
+    (folder.parent / "scaling.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def key(model, target, batch):
+    return f"{model}_{slug(target)}_{batch}"
+
+
+def slug(target):
+    return target.removeprefix("tpu:").replace(":", "-")
+
+
+def table(rows, models, target, batches):
+    """One row a model, one column a batch: MFU, samples/s, memory, micro-batches."""
+    lines = ["| model | " + " | ".join(f"{b:,}" for b in batches) + " |"]
+    lines += ["| --- |" + " --- |" * len(batches)]
+    for m in models:
+        cells = [cell(rows[m, target, b]) for b in batches]
+        lines.append(f"| {m} | " + " | ".join(cells) + " |")
+    lines.append("\nMFU, samples/s, memory of a chip, micro-batches (k).")
+    return "\n".join(lines)
+
+
+def cell(r):
+    if r is None:
+        return "-"
+    if not r["fits"]:
+        how = "by estimate" if r.get("why") == "estimate" else "the compiler"
+        return f"does not fit ({how})" if r["fits"] is False else "the compiler failed"
+    size = f"{r['memory']['total'] / GIB:.1f} GiB, k={r['micro_batches']}"
+    if r.get("mfu"):
+        return f"**{r['mfu']:.1%}**, {r['samples_per_s']:,.0f}/s, {size}"
+    return f"time not known, {size}"
+
+
+def gpu_rows():
+    from multimodal.chips import CHIPS
+
+    for model, gpu, rate, forward in PUBLISHED:
+        bound = CHIPS[gpu].flops / (3e9 * forward)
+        yield f"| {model}, {gpu.upper()} | {rate} | {bound:,.0f} | {rate / bound:.0%} |"
+
+
+def plot(rows, models, target, batches, path):
+    """Predicted samples a second over the global batch; False where there is nothing to draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = {}
+    for m in models:
+        points = [(b, rows[m, target, b]) for b in batches]
+        lines[m] = [(b, r["samples_per_s"]) for b, r in points if r and r.get("samples_per_s")]
+    if not any(lines.values()):
+        return False
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    for m, points in lines.items():
+        if points:
+            axes.plot(*zip(*points), marker="o", label=m)
+    axes.set(xscale="log", yscale="log", xlabel="global batch", ylabel="samples/s (predicted)")
+    axes.set_title(target.removeprefix("tpu:"))
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return True

@@ -1,0 +1,1 @@
+"""Planning a run without its machines: does it fit, how fast is it, what binds?"""

@@ -1,0 +1,80 @@
+"""What to change so that a step fits, and whether it then does."""
+
+import itertools
+
+from multimodal.planning import memory
+from multimodal.planning.targets import Target
+
+MARGIN = 0.95  # of the memory; what is estimated should not fill it to the brim
+
+
+def candidates(config, target: Target) -> list[dict]:
+    """Changes {config key: value} that save memory, the cheapest in time first.
+
+    FSDP costs exchange, remat or micro-batches one more forward pass, both of them two.
+    """
+    n, near = target.devices, target.near
+    splits = [config.mesh.fsdp]
+    splits += [f for f in (8, 16, 64, near) if f > config.mesh.fsdp and f <= near and n % f == 0]
+    most = config.batch_size // n
+    chunks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k > config.micro_batches and most % k == 0]
+    chunks = [config.micro_batches, *chunks]
+    stacks = [f"modalities.{m}" for m, c in config.modalities.items() if "remat" in c]
+    stacks += ["model.fusion"] if config.model.fusion.kind != "none" else []
+    plain = [s for s in stacks if _at(config, s).remat != "full"]
+    found = []
+    for fsdp, k, remat in itertools.product(splits, chunks, (False, True) if plain else (False,)):
+        change = {f"{s}.remat": "full" for s in plain} if remat else {}
+        change |= {"mesh.fsdp": fsdp} if fsdp != config.mesh.fsdp else {}
+        change |= {"mesh.data": -1} if fsdp != config.mesh.fsdp and config.mesh.data != -1 else {}
+        change |= {"micro_batches": k} if k != config.micro_batches else {}
+        passes = remat + (k > config.micro_batches)
+        if change:
+            found.append((passes, splits.index(fsdp) + chunks.index(k), change))
+    found.sort(key=lambda item: item[:2])
+    return [change for _, _, change in found]
+
+
+def changed(config, change: dict):
+    """A copy of the config with {key: value} set."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for key, value in change.items():
+            *parents, last = key.split(".")
+            node = _at(config, ".".join(parents)) if parents else config
+            node[last] = value
+    return config
+
+
+def _at(config, path):
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+def promising(config, target: Target, limit: float, used: float | None):
+    """The candidates that fit by formula: (change, estimated bytes), cheapest first.
+
+    used: bytes that the compiler wanted for the config as it is, to which the estimate's
+      activations are scaled; None: as estimated.
+    """
+    now = memory.estimate(config, target.devices)
+    scale = 1.0
+    if used:
+        fixed = now.total - now.kinds["activations"]
+        scale = max(0.05, (used - fixed) / max(1.0, now.kinds["activations"]))
+    known = {}  # activations do not depend on fsdp: trace each once
+    for change in candidates(config, target):
+        other = changed(config, change)
+        key = tuple(sorted((k, v) for k, v in change.items() if "mesh" not in k))
+        if key not in known:
+            known[key] = memory.activation_bytes(other, target.devices)
+        state = memory.state_bytes(other, target.devices)
+        total = sum(state.values()) + state["parameters"] + scale * known[key]
+        if total <= MARGIN * limit:
+            yield change, total
+
+
+def as_flags(change: dict) -> str:
+    """The change as arguments of train.py."""
+    return " ".join(f"--config.{k}={v}" for k, v in change.items())

@@ -1,0 +1,96 @@
+"""Bytes on one device, from shapes: the train state exactly, activations by an estimate."""
+
+import dataclasses
+import math
+
+import jax
+from jax.extend.core import Literal
+
+from multimodal.training import setup
+from multimodal.training.flops import plain
+from multimodal.training.sharding import abstract_mesh, axes_of, make_mesh
+from multimodal.training.step import make_loss
+
+
+def state_bytes(config, devices: int) -> dict[str, int]:
+    """Bytes on one of so many devices: parameters, optimizer, ema, queue and batch."""
+    mesh = abstract_mesh(devices, **axes_of(config))
+    _, _, state = setup.state_shapes(config, mesh)
+    kinds = {"parameters": state.params, "optimizer": state.opt, "ema": state.ema}
+    kinds |= {"queue": state.queue, "batch": setup.batch_shapes(config, mesh)}
+    return {k: sum(map(shard_bytes, jax.tree.leaves(tree))) for k, tree in kinds.items()}
+
+
+def shard_bytes(x) -> int:
+    """Bytes that one device holds of a ShapeDtypeStruct with a sharding."""
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def activation_bytes(config, devices: int) -> float:
+    """An estimate of what one device keeps from the forward pass for the backward pass.
+
+    It is what the traced program keeps, remat and micro-batches included. A compiler keeps less
+    where it computes element-wise operations again, and more where it pads; what is alive only
+    within one layer is counted for a rematerialised one.
+    """
+    chunk = config.batch_size // config.micro_batches
+    kept = _residual_bytes(_with_batch(config, chunk), devices)
+    stacks = [s for s in (*config.modalities.values(), config.model.fusion) if _remats(s)]
+    if stacks:
+        depth = max(1, min(s.get("depth", 1) for s in stacks))
+        whole = _residual_bytes(plain(_with_batch(config, chunk)), devices)
+        kept += max(0.0, whole - kept) / depth  # the layer that is being computed again
+    return kept
+
+
+def _remats(stack):
+    return stack.get("remat", "none") != "none"
+
+
+def _with_batch(config, size):
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size, config.micro_batches = size, 1
+    return config
+
+
+def _residual_bytes(config, devices):
+    """Bytes of all that a gradient's forward pass hands to its backward pass, over the devices."""
+    mesh = make_mesh(devices=jax.local_devices()[:1])
+    model, _, state = setup.state_shapes(config, mesh)
+    loss = make_loss(config, model, setup.get_objectives(config, None))
+
+    def forward(params, state, batch):
+        return jax.vjp(lambda p: loss(p, state, batch)[0], params)[1]
+
+    with jax.set_mesh(mesh):
+        jaxpr = jax.make_jaxpr(forward)(state.params, state, setup.batch_shapes(config, mesh)).jaxpr
+    given = set(map(id, jaxpr.invars))
+    kept = {
+        id(v): v.aval for v in jaxpr.outvars if id(v) not in given and not isinstance(v, Literal)
+    }
+    b = config.batch_size
+    return sum(
+        a.size * a.dtype.itemsize / (devices if any(n % b == 0 for n in a.shape if n) else 1)
+        for a in kept.values()
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes on one device by formula: kinds as in state_bytes, gradients and activations."""
+
+    kinds: dict[str, float]
+
+    @property
+    def total(self):
+        """Bytes in all."""
+        return sum(self.kinds.values())
+
+
+def estimate(config, devices: int) -> Estimate:
+    """The memory of a step by formula, without a compiler."""
+    kinds = dict(state_bytes(config, devices))
+    kinds["gradients"] = kinds["parameters"]
+    kinds["activations"] = activation_bytes(config, devices)
+    return Estimate(kinds)

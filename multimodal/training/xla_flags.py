@@ -1,0 +1,41 @@
+"""XLA's options by platform, in one place: what train.py compiles with and --plan plans with."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One compiler option.
+
+    Attributes:
+      name, value: as XLA takes them; chips: which it is for, names of chips.py; (): all.
+      why: what it is good for; source: where that is known from.
+    """
+
+    name: str
+    value: str
+    chips: tuple[str, ...]
+    why: str
+    source: str
+
+
+FLAGS = {
+    "tpu": (
+        Flag(
+            "xla_tpu_scoped_vmem_limit_kib",
+            "98304",
+            ("v5e", "v6e"),
+            "larger tiles of fused matrix products, so fewer passes over HBM; these chips have "
+            "128 MiB of VMEM",
+            "MaxText, benchmarks/xla_flags_library.py, DENSE_VMEM_LIMIT_FLAG",
+        ),
+    ),
+    "gpu": (),
+    "cpu": (),
+}
+
+
+def compiler_options(platform: str, chip: str = "") -> dict[str, str]:
+    """{option: value} for jit(...).lower(...).compile(compiler_options=...)."""
+    flags = [f for f in FLAGS.get(platform, ()) if not f.chips or chip in f.chips]
+    return {f.name: f.value for f in flags}

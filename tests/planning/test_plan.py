@@ -1,0 +1,131 @@
+"""Plans: by formula anywhere, by the TPU compiler where libtpu is; bad input is one line."""
+
+import importlib.util
+import json
+
+import pytest
+
+from multimodal.config import load_config
+from multimodal.errors import UserError
+from multimodal.planning import advice, compiling, memory
+from multimodal.planning.plan import make_plan
+from multimodal.planning.report import render
+from multimodal.planning.targets import parse_target
+from multimodal.training.xla_flags import FLAGS, compiler_options
+from tests import processes
+
+SMOKE = ("--config", "configs/clip.py:smoke")
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed: extra 'tpu'")
+
+
+def config(*overrides):
+    return load_config("configs/clip.py:smoke", overrides)
+
+
+def test_state_is_counted_to_the_byte():
+    c = config("ema.decay=0.9", "queue.size=64", "data.source=nowhere")
+    one = memory.state_bytes(c, 1)
+    assert one["ema"] == one["parameters"]
+    assert one["optimizer"] == pytest.approx(2 * one["parameters"], rel=1e-3)
+    assert one["queue"] == 2 * 64 * 16 * 4 + 64 * 4 + 4
+    assert memory.state_bytes(c, 8)["batch"] == one["batch"] / 8
+    with c.unlocked():
+        c.mesh.fsdp = 4
+    assert memory.state_bytes(c, 8)["parameters"] < 0.6 * one["parameters"]
+
+
+def test_remat_and_micro_batches_keep_less():
+    base = ("modalities.image.depth=6", "batch_size=32", "modalities.image.width=64")
+    plain = memory.activation_bytes(config(*base), 1)
+    full, some = (
+        memory.activation_bytes(config(*base, f"modalities.image.remat={r}"), 1)
+        for r in ("full", "attention")
+    )
+    assert full < some < plain
+    assert memory.activation_bytes(config(*base, "micro_batches=4"), 1) < plain / 3
+    assert memory.activation_bytes(config(*base), 8) < plain / 6
+
+
+def test_formula_plan_of_gpus():
+    plan = make_plan(config("data.source=nowhere"), "gpu:h100:1x4", examples=1000)
+    assert plan["fits"] and plan["time"]["step"] is None and plan["mfu"] is None
+    assert 0 < plan["mfu_bound"] <= 1
+    assert plan["hours_per_epoch_bound"] > 0
+    text = render(plan)
+    assert "by formula" in text and "not known" in text and "at most" in text
+
+
+def test_advice_fits_by_the_formula_that_it_is_given_by():
+    c = config("batch_size=4096", "modalities.image.depth=6")
+    target = parse_target("gpu:a100:1x4")
+    limit = 0.3 * memory.estimate(c, 4).total
+    change, total = next(advice.promising(c, target, limit, None))
+    assert total <= limit
+    assert memory.estimate(advice.changed(c, change), 4).total == pytest.approx(total)
+    assert advice.as_flags(change).startswith("--config.")
+
+
+def test_flags_are_for_platforms_and_chips():
+    assert compiler_options("cpu") == {} == compiler_options("tpu", "no such chip")
+    assert "xla_tpu_scoped_vmem_limit_kib" in compiler_options("tpu", "v5e")
+    assert all(f.why and f.source for flags in FLAGS.values() for f in flags)
+
+
+@pytest.mark.parametrize(
+    "args, told",
+    [
+        (["--plan", "tpu:v5x:4x4"], "did you mean v5"),
+        (["--plan", "gpu:h100:8x8"], "does not divide over 64 devices"),
+        (["--plan", "cpu", "--plan_examples", "many"], "no number"),
+        (["--plan", "cpu", "--plan_json", "train.py/plan.json"], "cannot write"),
+        ([], "--workdir is missing"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(args, told):
+    code, _, err = processes.run("train.py", *SMOKE, *args)
+    assert code == 2, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and told in last and "Traceback" not in err
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
+def test_without_libtpu_the_plan_says_how_to_get_it():
+    code, _, err = processes.run("train.py", *SMOKE, "--plan", "tpu:v5e:2x2")
+    assert code == 2 and "pip install 'multimodal-jax[tpu]'" in err.strip().splitlines()[-1]
+
+
+def test_a_compiler_that_dies_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(compiling, "COMMAND", ("-c", "import os; os.abort()"))
+    with pytest.raises(UserError, match="gave up on tpu:v5e:2x2 .killed by signal 6"):
+        compiling.compile_for(config(), parse_target("tpu:v5e:2x2"))
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.91G of 15.75G hbm."
+    found = compiling.failure(RuntimeError(text))
+    assert found == {"status": "oom", "used": 22.91 * 2**30, "limit": 15.75 * 2**30}
+    assert compiling.failure(RuntimeError("no\nsuch"))["why"] == "RuntimeError: no such"
+
+
+@needs_libtpu
+def test_plan_of_a_tpu_slice(tmp_path):
+    out = tmp_path / "plan.json"
+    target = ("--plan", "tpu:v5e:2x2@2", "--plan_json", out, "--plan_examples", "100000")
+    code, text, err = processes.run("train.py", *SMOKE, *target)
+    assert code == 0, err
+    plan = json.loads(out.read_text())
+    assert plan["fits"] and plan["devices"] == 8
+    assert plan["time"]["step"] >= plan["time"]["bound"] > 0 and 0 < plan["mfu"] < 1
+    assert sum(plan["memory"]["kinds"].values()) == pytest.approx(plan["memory"]["total"], rel=0.05)
+    assert "compiled for it" in text and "samples/s" in text
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_advice_is_checked_by_compiling_again():
+    big = {"batch_size": 8192, "modalities.image.width": 512, "modalities.image.depth": 12}
+    c = load_config("configs/clip.py:smoke", [f"{k}={v}" for k, v in big.items()])
+    plan = make_plan(c, "tpu:v5e:2x2", examples=1)
+    assert plan["fits"] is False and plan["advice"]["checked"]
+    assert plan["advice"]["total"] <= plan["memory"]["limit"]
