@@ -88,7 +88,8 @@ def missing(c):
 
 
 def dropout(c):
-    c.modality_dropout = dict(schedule="ramp", end=0.3, steps=0.2)
+    with c.ignore_type():
+        c.modality_dropout = dict(schedule="ramp", end=0.3, steps=0.2)
 
 
 def contrastive(c):

@@ -87,6 +87,17 @@ class Pipeline:
         rows = [self._example(*place) for place in self._batches[step * count + index]]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
+    def bad_of(self, step):
+        """{record: what is wrong with it} of those that this batch met, once it is made."""
+        index, count = self._process
+        found = {}
+        for first, _ in self._batches[step * count + index]:
+            current, attempt = first, 0
+            while current in self.bad and attempt < _MAX_ATTEMPTS:
+                found[current], attempt = self.bad[current], attempt + 1
+                current = _replacement(self._seed, first, attempt, len(self.source))
+        return found
+
     def iterate(self, start_step=0):
         """Endless iterator over the batches from a step on, prepared in the background."""
         if self.workers:

@@ -39,7 +39,7 @@ class WorkerIterator:
         if self._batches is None:
             raise StopIteration
         batch, bad = next(self._batches)
-        for index, message in bad:
+        for index, message in bad.items():
             self._pipeline.count_bad(index, message)
         return batch
 
@@ -57,18 +57,13 @@ class WorkerIterator:
 
 
 class _Maker:
-    """A step's batch, and the records found bad since the last one."""
+    """A step's batch, and the bad records that it met."""
 
     def __init__(self, pipeline):
-        self._pipeline, self._told = pipeline, set()
+        self._pipeline = pipeline
 
     def __call__(self, step):
-        batch = self._pipeline.batch(step)
-        bad = [
-            (i, message) for i, message in list(self._pipeline.bad.items()) if i not in self._told
-        ]
-        self._told.update(i for i, _ in bad)
-        return batch, bad
+        return self._pipeline.batch(step), self._pipeline.bad_of(step)
 
 
 def _begin(parent, worker, workers):

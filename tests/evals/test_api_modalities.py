@@ -93,7 +93,7 @@ def test_a_real_film(loaded, shared):
     file = sorted((shared / "data/grid_s1/mp4").glob("*.mp4"))[0]
     found = loaded.embed_video([file, file.read_bytes()])
     frames = loaded.net.model.modalities["video"]["frames"]
-    decoded = decode_video(file.read_bytes(), frames)
+    decoded = np.stack(decode_video(file.read_bytes(), frames))
     assert len(decoded) == frames and decoded.std() > 10
     np.testing.assert_allclose(found, np.repeat(loaded.embed_video(decoded), 2, 0), atol=1e-5)
 
