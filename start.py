@@ -16,7 +16,6 @@ Paths in ARGS are relative to this folder. Exit code: that of the command; 2 if 
 import contextlib
 import hashlib
 import os
-import platform
 import re
 import shutil
 import signal
@@ -180,11 +179,7 @@ def step(command, what, folder):
 
 def run(command):
     """Run a command in the checkout's folder; its exit code, 128 + number after a signal."""
-    env = dict(os.environ)
-    if platform.libc_ver()[0] == "glibc":
-        # XLA on a CPU allocates its buffers anew at each step: huge pages save a fifth of a step.
-        env.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    process = subprocess.Popen(command, cwd=ROOT, env=env)
+    process = subprocess.Popen(command, cwd=ROOT)
     # A terminal sends Ctrl-C to the child as well: let it end in its own way and wait for it (not
     # by SIG_IGN, which the next child would inherit). SIGTERM often comes to this process alone.
     signal.signal(signal.SIGINT, lambda number, frame: None)

@@ -1,7 +1,6 @@
 """What train.py and eval.py share: arguments, exit codes, one clear line for bad input."""
 
 import argparse
-import contextlib
 import difflib
 import logging
 import os
@@ -72,7 +71,6 @@ def parse_args(doc, required, argv):
 
 def run_command(main, doc, required):
     """Run main(args) as a program: exit 0, or 2 with one line for a UserError."""
-    use_huge_pages()
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -93,29 +91,6 @@ def run_command(main, doc, required):
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-
-
-def use_huge_pages():
-    """Begin the program again with huge pages for malloc, which can be asked for at its start only.
-
-    XLA on a CPU allocates its buffers anew at each step, and the kernel clears them page by page
-    (benchmarks/huge_pages.py measures what that costs). Once: the variable is set afterwards.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    on_cpu = os.environ.get("JAX_PLATFORMS", "cpu") in ("", "cpu")
-    if "glibc.malloc.hugetlb" in tunables or not (on_cpu and sys.executable and has_glibc()):
-        return
-    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-    with contextlib.suppress(OSError):
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def has_glibc():
-    """Whether this system's C library is glibc."""
-    try:
-        return os.confstr("CS_GNU_LIBC_VERSION").startswith("glibc")
-    except (AttributeError, ValueError, OSError):
-        return False
 
 
 def mark_flags_as_parsed():

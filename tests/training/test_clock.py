@@ -1,8 +1,7 @@
-"""What a run says of its time, memory and start; which steps are traced; huge pages."""
+"""What a run says of its time, memory and start; which steps are traced."""
 
 import logging
 import os
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -123,18 +122,3 @@ def test_profile_takes_a_value_or_none():
     assert parse().profile == "" and parse("--profile").profile == "auto"
     assert parse("--profile", "10:13").profile == parse("--profile=10:13").profile == "10:13"
     assert parse("--profile", "--config.seed=1").overrides == ["seed=1"]
-
-
-@pytest.mark.skipif(not cli.has_glibc(), reason="needs glibc")
-def test_huge_pages_are_asked_for_once(monkeypatch):
-    calls = []
-    monkeypatch.setattr(os, "execv", lambda *args: calls.append(args))
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
-    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-    cli.use_huge_pages()
-    assert not calls
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    cli.use_huge_pages()
-    cli.use_huge_pages()
-    assert calls == [(sys.executable, [sys.executable, *sys.orig_argv[1:]])]
-    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
