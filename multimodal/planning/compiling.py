@@ -27,8 +27,13 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-# "Ran out of memory in memory space hbm. Used 22.91G of 15.75G hbm. Exceeded ..."
-OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# How versions of libtpu say that memory does not do: of all, or of temporaries beside the state.
+OUT_OF_MEMORY = {
+    "total": re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+    "temporaries": re.compile(
+        r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
+    ),
+}
 COMMAND = ("-m", __spec__.name)  # this file, as a program of its own
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -48,7 +53,8 @@ def compile_for(config, target, folder=None) -> dict:
     Args:
       folder: where step.hlo is kept; None keeps it nowhere.
     Returns: {'status': 'ok', 'memory': bytes a device by XLA's names, 'seconds', 'hlo': text or
-      '', 'why': why there is no text}, or {'status': 'oom', 'used', 'limit': bytes}.
+      '', 'why': why there is no text}, or {'status': 'oom'} and, where the compiler tells,
+      'limit' and 'total' or 'temporaries' (without the state), bytes.
     Raises: UserError with one line for anything else, a crash included.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,13 +107,15 @@ def main(folder):
 
 def failure(e) -> dict:
     """What an exception of the compiler comes to, as in compile_for."""
-    found = OUT_OF_MEMORY.search(str(e))
-    if not found:
-        text = " ".join(str(e).split())
-        return {"status": "error", "why": f"{type(e).__name__}: {text[:400]}"}
-    used, used_unit, limit, limit_unit = found.groups()
-    used, limit = float(used) * UNITS[used_unit], float(limit) * UNITS[limit_unit]
-    return {"status": "oom", "used": used, "limit": limit}
+    text = " ".join(str(e).split())
+    for key, pattern in OUT_OF_MEMORY.items():
+        if found := pattern.search(text):
+            used, used_unit, limit, limit_unit = found.groups()
+            sizes = {key: float(used) * UNITS[used_unit], "limit": float(limit) * UNITS[limit_unit]}
+            return {"status": "oom"} | sizes
+    if "out of memory" in text.lower():
+        return {"status": "oom"}
+    return {"status": "error", "why": f"{type(e).__name__}: {text[:400]}"}
 
 
 def _compile(config, folder):

@@ -70,9 +70,7 @@ def compiled_plan(config, target: Target, plan: dict, hlo_folder=None) -> dict:
     result = compile_for(config, target, hlo_folder)
     limit = target.chip.hbm
     if result["status"] == "oom":
-        kinds = dict(plan["state"])
-        kinds["activations and temporaries"] = max(0, result["used"] - sum(kinds.values()))
-        sizes = {"kinds": kinds, "total": result["used"], "limit": result["limit"]}
+        sizes = _wanted_memory(plan["state"], result) | {"limit": result.get("limit", limit)}
         bound = predict.roofline(target, plan["flops"]["step"], None, None)
         why = "the program does not fit, so the compiler counts no cycles"
         return {"fits": False, "memory": sizes} | _time(target, plan, bound, None, why)
@@ -84,6 +82,18 @@ def compiled_plan(config, target: Target, plan: dict, hlo_folder=None) -> dict:
         "compiler_options": result["options"],
     }
     return out | _compiled_time(target, plan, result)
+
+
+def _wanted_memory(state, result):
+    """Kinds and total of a program that does not fit; total None: the compiler does not tell."""
+    there = sum(state.values())
+    if "temporaries" in result:
+        kinds = state | {"activations and temporaries": result["temporaries"]}
+        return {"kinds": kinds, "total": there + result["temporaries"]}
+    if "total" in result:
+        rest = max(0, result["total"] - there)
+        return {"kinds": state | {"activations and temporaries": rest}, "total": result["total"]}
+    return {"kinds": dict(state), "total": None}
 
 
 def _compiled_memory(state, stats):

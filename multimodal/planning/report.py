@@ -28,7 +28,8 @@ def _memory(plan):
         if size:
             yield _row(kind, _bytes(size))
     sizes = plan["memory"]
-    yield _row("total", f"{_bytes(sizes['total'])} of {_bytes(sizes['limit'])}")
+    total = _bytes(sizes["total"]) if sizes["total"] else "more than there is"
+    yield _row("total", f"{total} of {_bytes(sizes['limit'])}")
 
 
 def _advice(plan):

@@ -102,9 +102,18 @@ def test_a_compiler_that_dies_is_one_clear_line(monkeypatch):
 
 
 def test_out_of_memory_is_told_from_other_errors():
+    """As two versions of libtpu say it."""
+    g = 2**30
     text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.91G of 15.75G hbm."
     found = compiling.failure(RuntimeError(text))
-    assert found == {"status": "oom", "used": 22.91 * 2**30, "limit": 15.75 * 2**30}
+    assert found == {"status": "oom", "total": 22.91 * g, "limit": 15.75 * g}
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (20.84G) exceeds available HBM (15.75G)."
+    )
+    found = compiling.failure(RuntimeError(text))
+    assert found == {"status": "oom", "temporaries": 20.84 * g, "limit": 15.75 * g}
+    assert compiling.failure(RuntimeError("Out of memory.")) == {"status": "oom"}
     assert compiling.failure(RuntimeError("no\nsuch"))["why"] == "RuntimeError: no such"
 
 
