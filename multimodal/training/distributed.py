@@ -5,6 +5,7 @@ import logging
 import os
 
 import jax
+from orbax.checkpoint import multihost
 
 from multimodal.errors import UserError
 
@@ -48,6 +49,8 @@ def initialise(heartbeat: int = 60) -> str:
         return how
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # Two programs under way at once may meet in each other's collectives, and wait for ever.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     known = {}
     if how == "jax":
         known = {
@@ -61,6 +64,15 @@ def initialise(heartbeat: int = 60) -> str:
         raise UserError(f"cannot join the other processes ({how}): {line}") from e
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), how)
     return how
+
+
+def meet(where, seconds=3600):
+    """Wait for the other processes, without a device: compiling takes some much longer than
+    others, and the first exchange between devices waits for half a minute only (gloo).
+
+    where: a name that all give; several meetings may have the same.
+    """
+    multihost.get_barrier_sync_fn()(key=where, timeout_ms=1000 * seconds)
 
 
 def _number(name):

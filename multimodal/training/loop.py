@@ -15,6 +15,7 @@ from multimodal.errors import UserError
 from multimodal.training import flops, setup
 from multimodal.training.checkpoint import Checkpoints
 from multimodal.training.clock import Advice, Clock, Startup
+from multimodal.training.distributed import meet
 from multimodal.training.logging import MetricLogger
 from multimodal.training.optim import learning_rate
 from multimodal.training.preflight import preflight
@@ -124,6 +125,7 @@ class Run:
         options = compiler_options(jax.default_backend(), chip.name if chip else "")
         compiled = lower_step(step_fn, state, batch).compile(compiler_options=options)
         self.startup.compiled(time.perf_counter() - began)
+        meet("compiled")
         if flops.peak_flops():  # counting them takes half a second, and means nothing elsewhere
             clock.flops = flops.of_step(self.config, batch)
         clock.restart()
@@ -154,6 +156,7 @@ class Run:
         """Evaluate a state: eval/STEP.json, and the headlines into the log."""
         from multimodal.evals import evaluate, headline
 
+        meet("evaluate")
         params = state.ema if self.config.eval.use_ema else state.params
         scores = evaluate(self.config, self.model, params, self.tokenizer, self.mesh)
         if jax.process_index() == 0:
