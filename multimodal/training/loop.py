@@ -91,6 +91,8 @@ class Run:
         c, first, metrics = self.config, int(state.step), {}
         trace = Profile(steps_to_trace(profile, first + 1, c.steps), self.workdir)
         logs = MetricLogger(self.workdir, c.steps, first, active=jax.process_index() == 0)
+        # Before this job can have written it: all processes must find the same.
+        evaluated = pathlib.Path(self.workdir, "eval", f"{c.steps}.json").exists()
         batches = pipeline.iterate(first)
         clock = Clock(batches, self.mesh, c.batch_size)
         try:
@@ -111,8 +113,8 @@ class Run:
                     if trace.done(step, metrics):
                         clock.restart()
                     self._after(step, state, metrics, clock, logger)
-                if not pathlib.Path(self.workdir, "eval", f"{c.steps}.json").exists():
-                    self.evaluate(c.steps, state, logger)  # killed between saving and evaluating
+                if first == c.steps and not evaluated:  # killed between saving and evaluating
+                    self.evaluate(c.steps, state, logger)
         finally:
             batches.close()
             clock.close()
