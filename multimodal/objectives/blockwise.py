@@ -86,11 +86,13 @@ def stream(fn, carry, columns, axes, block):
     return carry, jax.tree.map(lambda y: y.reshape(k * c, *y.shape[2:])[:m], outs)
 
 
-def _lowest(dtype):
+def floor_of(dtype):
+    """What a masked logit becomes: finite, so that a row without any column stays so."""
     return jnp.finfo(dtype).min / 2
 
 
-def _wide(x):
+def sum_dtype(x):
+    """The type that sums over x are kept in: at least float32."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
@@ -127,7 +129,7 @@ def _softmax(axes, block, x, y, ids, valid, scale):
 
 def _softmax_forward(axes, block, x, y, ids, valid, scale):
     def run(x, y, ids, valid, scale):
-        low, m, dtype = _lowest(_wide(x)), len(x), _wide(x)
+        low, m, dtype = floor_of(sum_dtype(x)), len(x), sum_dtype(x)
 
         def tile(carry, z, j, v):
             stats, pos, count, found = carry
@@ -177,11 +179,11 @@ def _softmax_backward(axes, block, saved, cotangents):
             p = (jnp.exp(logits - rows[:, None]) + jnp.exp(logits - c[None])) / 2
             w = p - (ids[:, None] == jj[None]) / count[:, None]
             w = jnp.where(both, w * (ct / n), 0)
-            return _tile_gradient(axes, x, z, w, product, dx, dscale)
+            return tile_gradient(axes, x, z, w, product, dx, dscale)
 
-        start = (jnp.zeros(x.shape, _wide(x)), jnp.zeros((), _wide(x)))
+        start = (jnp.zeros(x.shape, sum_dtype(x)), jnp.zeros((), sum_dtype(x)))
         (dx, ds), dy = stream(tile, start, (y, ids, valid, columns), axes, block)
-        return _finish(axes, x, y, scale, dx, dy, ds)
+        return finish(axes, x, y, scale, dx, dy, ds)
 
     x, y, ids, valid, scale, kept = saved
     ins = (True, True, True, True, False, True, True, True, False, False)
@@ -190,14 +192,14 @@ def _softmax_backward(axes, block, saved, cotangents):
     return dx, dy, None, None, ds
 
 
-def _tile_gradient(axes, x, z, w, product, dx, dscale):
+def tile_gradient(axes, x, z, w, product, dx, dscale):
     """Running gradients from those of a tile's logits w, and that of its columns, sent home."""
     narrow = w.astype(x.dtype)
     dy = scatter(axes, dot(narrow, x, 0, 0).astype(x.dtype))
     return (dx + dot(narrow, z, 1, 0), dscale + (w * product).sum()), dy
 
 
-def _finish(axes, x, y, scale, dx, dy, dscale):
+def finish(axes, x, y, scale, dx, dy, dscale):
     """Gradients of x, y and scale from those of the products over scale."""
     return (
         (scale * dx).astype(x.dtype),
@@ -226,7 +228,7 @@ def _sigmoid(axes, block, x, y, ids, valid, scale, bias):
 
 def _sigmoid_forward(axes, block, x, y, ids, valid, scale, bias):
     def run(x, y, ids, valid, scale, bias):
-        low, m, dtype = _lowest(_wide(x)), len(x), _wide(x)
+        low, m, dtype = floor_of(sum_dtype(x)), len(x), sum_dtype(x)
 
         def tile(carry, z, j, v):
             rows, found = carry
@@ -256,13 +258,13 @@ def _sigmoid_backward(axes, block, saved, cotangents):
             product = dot(x, z, 1, 1)
             w = jax.nn.sigmoid(scale * product + bias) - (ids[:, None] == jj[None])
             w = jnp.where(valid[:, None] & vv[None], w * (ct / n), 0)
-            grads, dy = _tile_gradient(axes, x, z, w, product, *grads)
+            grads, dy = tile_gradient(axes, x, z, w, product, *grads)
             return (grads, dbias + w.sum()), dy
 
-        zero = jnp.zeros((), _wide(x))
-        start = ((jnp.zeros(x.shape, _wide(x)), zero), zero)
+        zero = jnp.zeros((), sum_dtype(x))
+        start = ((jnp.zeros(x.shape, sum_dtype(x)), zero), zero)
         ((dx, ds), db), dy = stream(tile, start, (y, ids, valid), axes, block)
-        return *_finish(axes, x, y, scale, dx, dy, ds), total(axes, db).astype(bias.dtype)
+        return *finish(axes, x, y, scale, dx, dy, ds), total(axes, db).astype(bias.dtype)
 
     ins = (True, True, True, True, False, False, False, False)
     run = over(axes, run, ins, (True, True, False, False))
@@ -278,7 +280,7 @@ def nearest(x, y, ids, valid, block=0):
     axes = batch_axes(len(x))
 
     def run(x, y, ids, valid):
-        low, m, dtype = _lowest(_wide(x)), len(x), _wide(x)
+        low, m, dtype = floor_of(sum_dtype(x)), len(x), sum_dtype(x)
 
         def tile(found, z, j, v):
             z, jj, vv = gather(axes, z, j, v)

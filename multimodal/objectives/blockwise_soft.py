@@ -57,7 +57,7 @@ def _tile(axes, rows, scale, soft, column):
     x, taught, ids, valid = rows
     y, taught_y, j, v = bw.gather(axes, *column)
     both = valid[:, None] & v[None]
-    product, low = dot(x, y, 1, 1), bw._lowest(bw._wide(x))
+    product, low = dot(x, y, 1, 1), bw.floor_of(bw.sum_dtype(x))
     guess = jnp.where(both, scale * dot(taught, taught_y, 1, 1), low) if soft else None
     same = both & (ids[:, None] == j[None])
     return product, jnp.where(both, scale * product, low), guess, same, both, y
@@ -68,7 +68,7 @@ def _forward(settings, rows, groups, scale, alpha):
 
     def run(rows, groups, scale, alpha):
         x, _, _, valid = rows
-        m, dtype = len(x), bw._wide(x)
+        m, dtype = len(x), bw.sum_dtype(x)
 
         def tile(carry, *column):
             own, taught, pos, count = carry
@@ -84,7 +84,7 @@ def _forward(settings, rows, groups, scale, alpha):
             carry = (bw.log_sum(own, logits), taught, pos, count + same.sum(1, dtype=dtype))
             return carry, ()
 
-        zero, lowest = jnp.zeros(m, dtype), jnp.full(m, bw._lowest(dtype), dtype)
+        zero, lowest = jnp.zeros(m, dtype), jnp.full(m, bw.floor_of(dtype), dtype)
         carry = ((lowest, zero), ((lowest, zero), zero) if soft else (), zero, zero)
         for group in groups:
             carry, _ = bw.stream(tile, carry, group, axes, block)
@@ -120,18 +120,18 @@ def _backward(settings, saved, ct):
                 targets = alpha * taught + (1 - alpha) * targets
             w = jnp.where(both, (jnp.exp(logits - lse[:, None]) - targets) * (ct / n), 0)
             if learn:
-                return bw._tile_gradient(axes, x, y, w, product, *carry)
+                return bw.tile_gradient(axes, x, y, w, product, *carry)
             dx, dscale = carry
             return (dx + dot(w.astype(x.dtype), y, 1, 0), dscale + (w * product).sum()), ()
 
-        carry = (jnp.zeros(x.shape, bw._wide(x)), jnp.zeros((), bw._wide(x)))
+        carry = (jnp.zeros(x.shape, bw.sum_dtype(x)), jnp.zeros((), bw.sum_dtype(x)))
         dys = []
         for i, group in enumerate(groups):
             learn = i == 0 and not frozen
             carry, dy = bw.stream(functools.partial(tile, learn), carry, group, axes, block)
             dys.append(dy if learn else jnp.zeros_like(group[0]))
         y = groups[0][0]
-        return bw._finish(axes, x, y, scale, carry[0], dys[0], carry[1])
+        return bw.finish(axes, x, y, scale, carry[0], dys[0], carry[1])
 
     ins = (*_specs(groups), (True, True, True, False), False)
     run = bw.over(axes, run, ins, (True, True, False))

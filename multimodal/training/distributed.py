@@ -1,6 +1,7 @@
 """One program on many processes: found out from what the launcher left in the environment."""
 
 import glob
+import importlib.util
 import logging
 import os
 
@@ -26,15 +27,18 @@ def launched_on() -> str:
         return "slurm"
     if env.get("OMPI_MCA_orte_hnp_uri") and int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
         return "open-mpi"
-    hosts = [h for h in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]
-    on_tpu = env.get("JAX_PLATFORMS", "tpu").startswith("tpu") and (
-        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    )
-    if on_tpu and (len(hosts) > 1 or env.get("MEGASCALE_COORDINATOR_ADDRESS")):
+    # A TPU virtual machine learns from the metadata server, not from its environment, whether it
+    # has neighbours.
+    if env.get("JAX_PLATFORMS", "tpu").startswith("tpu") and _has_tpu():
         return "tpu"
     if env.get("JOB_COMPLETION_INDEX") and env.get("JOBSET_NAME"):
         return "kubernetes"
     return ""
+
+
+def _has_tpu():
+    devices = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
 def initialise(heartbeat: int = 60) -> str:
@@ -47,10 +51,7 @@ def initialise(heartbeat: int = 60) -> str:
     how = launched_on()
     if not how or jax.distributed.is_initialized():
         return how
-    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # Two programs under way at once may meet in each other's collectives, and wait for ever.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # where CPUs are the devices
     known = {}
     if how == "jax":
         known = {
@@ -61,6 +62,9 @@ def initialise(heartbeat: int = 60) -> str:
         jax.distributed.initialize(**known, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as e:
         line = (str(e) or repr(e)).splitlines()[0]
+        if how == "tpu" and isinstance(e, ValueError):  # no cluster that jax knows: one machine
+            log.info("a TPU without neighbours: %s", line)
+            return ""
         raise UserError(f"cannot join the other processes ({how}): {line}") from e
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), how)
     return how

@@ -122,7 +122,7 @@ def build_state(config, mesh, import_weights=True):
 
     import_weights: False leaves config.init alone; a resumed run has its own.
     """
-    model, tx, shapes, init, start = _plan(config, mesh)
+    model, tx, shapes, init, start = _prepare(config, mesh)
     rng = seed_key(config)
     if config.init.path and import_weights:
         make, args = start, (initialised(init(rng), config),)
@@ -134,10 +134,10 @@ def build_state(config, mesh, import_weights=True):
 
 def state_shapes(config, mesh):
     """Model, optimizer, and the shapes and shardings of the state; no array is made."""
-    return _plan(config, mesh)[:3]
+    return _prepare(config, mesh)[:3]
 
 
-def _plan(config, mesh):
+def _prepare(config, mesh):
     """Model, optimizer, shapes of the state, init(rng) -> params, start(params, rng) -> State."""
     model, rng = build_model(config), seed_key(config)
     init = jax.jit(functools.partial(init_params, config, model))  # traced once for all that follow
