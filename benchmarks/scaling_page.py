@@ -17,7 +17,7 @@ Settings: bfloat16, remat `full`, `mesh.fsdp={fsdp}`, the compiler options of
 (`multimodal/training/flops.py`): full remat executes 4/3 of them, micro-batches with remat 5/3.
 
 {run} of {all} cases were planned so far; `-` is one that was not. A case costs the compiler
-minutes, and only some were run here; the same command goes on with the rest.
+minutes; the same command goes on with the rest. Slices without any are left out.
 """
 ERROR = """
 ## How far to trust it
@@ -55,7 +55,7 @@ def write_page(folder, models, targets, batches, fsdp=16):
     rows = {(m, t, b): found.get(key(m, t, b)) for m in models for t in targets for b in batches}
     run = sum(r is not None for r in rows.values())
     parts = [HEAD.format(fsdp=fsdp, run=run, all=len(rows))]
-    for target in targets:
+    for target in [t for t in targets if any(rows[m, t, b] for m in models for b in batches)]:
         parts.append(f"\n## {target.removeprefix('tpu:')}\n")
         parts += [table(rows, models, target, batches)]
         if plot(rows, models, target, batches, folder / f"{slug(target)}.png"):
