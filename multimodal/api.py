@@ -46,6 +46,7 @@ def load(workdir, step="latest", ema=False) -> "Loaded":
         raise UserError(
             f"{workdir}: the run has no teacher (config.ema.decay = 0): load it without ema"
         )
+    config.model.attention_kernel = "auto"  # that of the training's devices may not run here
     net = Net(build_model(config), teacher if ema else params)
     return Loaded(config, net, tokenizer, step, params, teacher)
 

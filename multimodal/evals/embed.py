@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from multimodal.errors import UserError
-from multimodal.nn.layers import BATCH_AXES, Tokens
+from multimodal.nn.batch import BATCH_AXES
+from multimodal.nn.layers import Tokens
 from multimodal.nn.model import Net
 from multimodal.registry import nearest
 

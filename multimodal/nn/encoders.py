@@ -28,11 +28,14 @@ def register_encoder(name):
     return add
 
 
-def build_encoder(cfg: dict, dtype: str) -> nn.Module:
-    """The encoder that a modality's config asks for; keys that are not its fields serve others."""
+def build_encoder(cfg: dict, **shared) -> nn.Module:
+    """The encoder that a modality's config asks for; keys that are not its fields serve others.
+
+    shared: fields that are the whole model's: dtype, attention_kernel.
+    """
     cls = lookup(ENCODERS, cfg["encoder"], "config.modalities.<m>.encoder")
     fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
-    return cls(**{k: v for k, v in cfg.items() if k in fields}, dtype=dtype)
+    return cls(**{k: v for k, v in {**cfg, **shared}.items() if k in fields})
 
 
 @register_encoder("text")
@@ -71,6 +74,7 @@ class TextTransformer(nn.Module):
     init_std: float = 0.02
     scan: bool = False
     remat: str = "none"
+    attention_kernel: str = "auto"
     dtype: str = "float32"
 
     def setup(self):

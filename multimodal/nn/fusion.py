@@ -21,18 +21,21 @@ def register_fusion(name):
     return add
 
 
-def build_fusion(cfg: dict, dtype: str, modalities: dict) -> nn.Module:
-    """The fusion that the config's `fusion` asks for, of these modalities ({m: its config})."""
+def build_fusion(cfg: dict, modalities: dict, **shared) -> nn.Module:
+    """The fusion that the config's `fusion` asks for, of these modalities ({m: its config}).
+
+    shared: fields that are the whole model's: dtype, attention_kernel.
+    """
     cls = lookup(FUSIONS, cfg["kind"], "config.model.fusion.kind")
     fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
-    known = {k: v for k, v in cfg.items() if k in fields}
+    known = {k: v for k, v in {**cfg, **shared}.items() if k in fields}
     if "names" in fields:
         known["names"] = tuple(modalities)
     if "together" in fields:
         depths = [c.get("depth", 0) for c in modalities.values()]
         apart = [blocks_apart(cfg["stage"], d, cfg["depth"]) for d in depths]
         known["together"] = tuple(d - a for d, a in zip(depths, apart, strict=True))
-    return cls(**known, dtype=dtype)
+    return cls(**known)
 
 
 register_fusion("joint")(JointFusion)
@@ -58,6 +61,7 @@ class CrossAttentionFusion(nn.Module):
     init_std: float = 0.02
     scan: bool = False
     remat: str = "none"
+    attention_kernel: str = "auto"
     dtype: str = "float32"
 
     @nn.compact

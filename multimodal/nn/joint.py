@@ -23,6 +23,7 @@ from multimodal.nn.layers import (
     fold_keys,
     layer_norm,
     repeat,
+    shared_fields,
 )
 from multimodal.nn.operators import OPERATORS
 
@@ -51,6 +52,7 @@ class CrossAttention(nn.Module):
     eps: float = 1e-6
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    attention_kernel: str = "auto"
     dtype: str = "float32"
 
     @nn.compact
@@ -68,7 +70,15 @@ class CrossAttention(nn.Module):
                 )(side.x)
                 for name, side in (("query", x), ("key", context), ("value", context))
             )
-            out = attend(q, k, v, context.mask, rate=self.attention_dropout, keys=keys_in)
+            out = attend(
+                q,
+                k,
+                v,
+                context.mask,
+                rate=self.attention_dropout,
+                keys=keys_in,
+                kernel=self.attention_kernel,
+            )
             out = jnp.where(context.mask.any(-1)[:, None, None, None], out, 0)
             out = dropout(out.reshape(*x.x.shape[:2], self.width), self.dropout, keys_out)
         return x.replace(x=layer_norm(self.eps, self.dtype, "norm")(out + x.x))
@@ -121,10 +131,9 @@ class AttentionLayer(nn.Module):
             own = [self_block(c, *of) for of in zip(self.names, parts, keys, strict=True)]
         for n, (m, p) in enumerate(zip(self.names, own, strict=True)):
             if self.asks[n]:
-                sizes = (c.width, c.heads, c.eps, c.dropout, c.attention_dropout, c.dtype)
                 others = own[:n] + own[n + 1 :]
                 asking = p.replace(keys=fold_keys(keys[n], CROSS))
-                cross = CrossAttention(*sizes, name=f"cross_{m}")
+                cross = CrossAttention(**shared_fields(c, CrossAttention), name=f"cross_{m}")
                 p = cross(asking, concatenate(others) if others else None).replace(keys=p.keys)
             out.append(p)
         return own, out
@@ -186,6 +195,7 @@ class JointFusion(nn.Module):
     init_std: float = 0.0
     scan: bool = False
     remat: str = "none"
+    attention_kernel: str = "auto"
     dtype: str = "float32"
 
     @nn.compact

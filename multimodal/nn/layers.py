@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
-BATCH_AXES = ("replica", "data", "fsdp")
+from multimodal.nn.attention import attend
+from multimodal.nn.batch import dropout, fold_keys, shard_batch
 
 
 class Tokens(struct.PyTreeNode):
@@ -61,6 +61,7 @@ class BlockConfig:
     dtype: str = "float32"
     layer_scale: float = 0.0  # > 0: branches times a learned vector that starts so (CaiT, DINOv2)
     key_bias: bool = True  # False: keys without bias, which softmax cannot see (Whisper, VideoMAE)
+    attention_kernel: str = "auto"  # see nn/attention.py
 
     @property
     def kernel_init(self):
@@ -81,56 +82,6 @@ def block_config(module, **changes) -> BlockConfig:
     return BlockConfig(**shared_fields(module, BlockConfig) | changes)
 
 
-def shard_batch(x):
-    """Keep the leading axis of x sharded over the mesh's batch axes, if a mesh is set and divides
-    it.
-
-    One such constraint a block keeps the partitioner from re-sharding activations under FSDP.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
-    size = 1
-    for a in axes:
-        size *= mesh.shape[a]
-    if size == 1 or x.shape[0] % size:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
-
-
-def fold_keys(keys, data: int):
-    """Fold an integer into per-example keys [B]; None stays None."""
-    return None if keys is None else jax.vmap(lambda k: jax.random.fold_in(k, data))(keys)
-
-
-def dropout(x, rate: float, keys):
-    """Inverted dropout of x [B, ...] with one PRNG key an example; identity where keys is None."""
-    if keys is None or not rate:
-        return x
-    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
-
-
-def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
-    """softmax(q k^T / sqrt(d)) v for q [B, T, H, d], k and v [B, S, H, d], mask [B, S].
-
-    jax.nn.dot_product_attention brings the cuDNN and TPU paths; it has no dropout and always
-    takes its softmax in float32, so dropout and float64 go by the formula.
-    """
-    if q.dtype != jnp.float64 and not (rate and keys is not None):
-        mask = None if mask is None else mask[:, None, None, :]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=dtype)
-    logits = logits / jnp.sqrt(jnp.asarray(q.shape[-1], dtype))
-    allowed = jnp.ones(logits.shape[-2:], bool)
-    allowed = (jnp.tril(allowed) if causal else allowed)[None, None]
-    if mask is not None:
-        allowed = allowed & mask[:, None, None, :]
-    # A finite floor, not -inf: a row with nothing to look at must not become NaN.
-    probs = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(dtype).min / 2), axis=-1)
-    return jnp.einsum("bhts,bshd->bthd", dropout(probs, rate, keys).astype(v.dtype), v)
-
-
 def kept(x):
     """x, named as what remat 'attention' keeps."""
     return checkpoint_name(x, "attention")
@@ -148,6 +99,7 @@ class Attention(nn.Module):
     kernel_init: Callable = nn.initializers.xavier_uniform()
     dtype: str = "float32"
     key_bias: bool = True
+    attention_kernel: str = "auto"
 
     @nn.compact
     def __call__(self, x, context, mask=None, keys=None):
@@ -160,10 +112,10 @@ class Attention(nn.Module):
         q = kept(split(name="query")(x))
         k = kept(split(name="key", use_bias=self.key_bias)(context))
         v = kept(split(name="value")(context))
-        out = kept(attend(q, k, v, mask, self.causal, self.dropout, keys))
+        out = attend(q, k, v, mask, self.causal, self.dropout, keys, self.attention_kernel)
         return nn.DenseGeneral(
             self.width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out"
-        )(out)
+        )(kept(out))
 
 
 class Mlp(nn.Module):
@@ -206,6 +158,7 @@ class Block(nn.Module):
             kernel_init=c.kernel_init,
             dtype=c.dtype,
             key_bias=c.key_bias,
+            attention_kernel=c.attention_kernel,
         )
 
         def branch(x, name, i, fn):

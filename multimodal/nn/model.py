@@ -16,6 +16,7 @@ from multimodal.nn.encoders import build_encoder
 from multimodal.nn.fusion import build_fusion
 from multimodal.nn.joint import blocks_apart
 from multimodal.nn.layers import ACTIVATIONS, Tokens, layer_norm, shard_batch
+from multimodal.nn.quantize import quantized
 
 stop = jax.lax.stop_gradient
 
@@ -89,6 +90,7 @@ class Model(nn.Module):
     critic_config: dict | None = None  # the config's model.critic
     scaling: dict | None = None  # the config's model.temperature
     mlm_modality: str = "text"
+    attention_kernel: str = "auto"
     dtype: str = "float32"
 
     @property
@@ -109,14 +111,15 @@ class Model(nn.Module):
 
     def setup(self):
         cfgs = self.modalities
-        self.encoder = {m: build_encoder(self._apart(c), self.dtype) for m, c in cfgs.items()}
+        shared = dict(dtype=self.dtype, attention_kernel=self.attention_kernel)
+        self.encoder = {m: build_encoder(self._apart(c), **shared) for m, c in cfgs.items()}
         project = partial(nn.Dense, self.embed_dim, kernel_init=nn.initializers.xavier_uniform())
         projected = {m: c["proj_bias"] for m, c in cfgs.items() if c["proj"]}
         if "retrieve" in self.heads:
             projected[JOINT] = True
         self.project = {m: project(use_bias=b, dtype=self.dtype) for m, b in projected.items()}
         if self.fusion:
-            self.fuser = build_fusion(self.fusion, self.dtype, cfgs)
+            self.fuser = build_fusion(self.fusion, cfgs, **shared)
         self._setup_heads()
         t = self.scaling or {}
         if t.get("kind", "none") != "none":
@@ -262,7 +265,7 @@ def build_model(config) -> Model:
     """The model of a config (the whole one, or its `model` part with `modalities`)."""
     plain = config.to_dict() if hasattr(config, "to_dict") else config
     m = plain["model"]
-    return Model(
+    model = Model(
         modalities=plain["modalities"],
         embed_dim=m["embed_dim"],
         fusion=m["fusion"] if m["fusion"]["kind"] != "none" else None,
@@ -271,8 +274,10 @@ def build_model(config) -> Model:
         critic_config=m.get("critic"),
         scaling=m["temperature"],
         mlm_modality=m["mlm_modality"],
+        attention_kernel=m.get("attention_kernel", "auto"),
         dtype=m["dtype"],
     )
+    return quantized(model, m["quantize"]) if m.get("quantize") else model
 
 
 def bounded(params, temperature: dict):

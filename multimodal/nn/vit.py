@@ -30,7 +30,9 @@ class MapHead(nn.Module):
         c = self.cfg
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, c.width))
         probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, c.width))
-        x = Attention(c.width, c.heads, dtype=c.dtype, name="attention")(probe, x)
+        x = Attention(
+            c.width, c.heads, dtype=c.dtype, attention_kernel=c.attention_kernel, name="attention"
+        )(probe, x)
         h = layer_norm(c.eps, c.dtype, "norm")(x)
         return (x + Mlp(c.width, c.mlp_dim, c.act, dtype=c.dtype, name="mlp")(h))[:, 0]
 
@@ -115,6 +117,7 @@ class PatchTransformer(nn.Module):
     init_std: float = 0.0
     scan: bool = False
     remat: str = "none"
+    attention_kernel: str = "auto"
     dtype: str = "float32"
 
     def has_class_token(self):

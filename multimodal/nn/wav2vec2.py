@@ -108,6 +108,7 @@ class Wav2Vec2(nn.Module):
     init_std: float = 0.0
     scan: bool = False
     remat: str = "none"
+    attention_kernel: str = "auto"
     dtype: str = "float32"
 
     @nn.compact

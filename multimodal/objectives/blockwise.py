@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from multimodal.nn.layers import BATCH_AXES
+from multimodal.nn.batch import BATCH_AXES
 from multimodal.objectives.sampling import dot
 
 LEAST, MOST = 8192, 32_768  # columns of a block, where the config leaves it open

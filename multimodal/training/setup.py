@@ -14,6 +14,7 @@ from multimodal.data.sources import build_source
 from multimodal.data.tokenizer import Tokenizer, train_tokenizer
 from multimodal.data.transforms import build_transforms
 from multimodal.errors import UserError
+from multimodal.nn.attention import PLATFORMS
 from multimodal.nn.model import build_model
 from multimodal.training.optim import make_optimizer
 from multimodal.training.sharding import batch_sharding, state_shardings
@@ -139,6 +140,7 @@ def state_shapes(config, mesh):
 
 def _prepare(config, mesh):
     """Model, optimizer, shapes of the state, init(rng) -> params, start(params, rng) -> State."""
+    check_kernel(config.model.attention_kernel, mesh)
     model, rng = build_model(config), seed_key(config)
     init = jax.jit(functools.partial(init_params, config, model))  # traced once for all that follow
     tx = make_optimizer(config, jax.eval_shape(init, rng))
@@ -146,6 +148,16 @@ def _prepare(config, mesh):
     shapes = jax.eval_shape(lambda rng: start(init(rng), rng=rng), rng)
     shapes = laid_out(shapes, state_shardings(shapes, mesh, config.mesh.rules))
     return model, tx, shapes, init, start
+
+
+def check_kernel(kernel, mesh):
+    """Raise UserError where the devices cannot run the attention kernel that the config names."""
+    wanted, there = PLATFORMS.get(kernel), mesh.devices.flat[0].platform
+    if wanted and there != wanted:
+        raise UserError(
+            f"config.model.attention_kernel {kernel!r} runs on a {wanted}, here is a {there}: "
+            "leave it 'auto'"
+        )
 
 
 def laid_out(shapes, shardings):

@@ -9,7 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from multimodal.errors import UserError
-from multimodal.nn.layers import BATCH_AXES
+from multimodal.nn.batch import BATCH_AXES
 
 MESH_AXES = (*BATCH_AXES, "tensor")
 SMALL = 2**14  # arrays below this many elements are not worth sharding

@@ -4,12 +4,14 @@ import inspect
 
 from multimodal import objectives
 from multimodal.errors import UserError
+from multimodal.nn.attention import KERNELS
 from multimodal.nn.encoders import ENCODERS
 from multimodal.nn.fusion import FUSIONS
 from multimodal.nn.joint import STAGES
 from multimodal.nn.layers import ACTIVATIONS, REMAT
 from multimodal.nn.model import JOINT
 from multimodal.nn.operators import OPERATORS
+from multimodal.nn.quantize import TYPES
 from multimodal.registry import nearest
 from multimodal.training.optim import RULES
 
@@ -110,6 +112,8 @@ def check_model(config):
     m = config.model
     one_of("model.fusion.kind", m.fusion.kind, ("none", *FUSIONS))
     one_of("model.dtype", m.dtype, ("float32", "bfloat16", "float64"))
+    one_of("model.attention_kernel", m.attention_kernel, KERNELS)
+    one_of("model.quantize", m.quantize, ("", *TYPES))
     if m.fusion.kind == JOINT:
         check_joint(config)
     elif m.fusion.kind != "none":

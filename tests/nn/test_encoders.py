@@ -53,7 +53,7 @@ def inputs(name, batch=3):
 
 def module_of(name, **changes):
     """The module of a tower."""
-    return build_encoder(TOWERS[name].to_dict() | changes, "float32")
+    return build_encoder(TOWERS[name].to_dict() | changes, dtype="float32")
 
 
 @functools.cache
@@ -235,7 +235,7 @@ def test_eight_devices_give_what_one_gives():
     ],
 )
 def test_mistakes_are_told(name, changes, says):
-    module = build_encoder(TOWERS[name].to_dict() | changes, "float32")
+    module = build_encoder(TOWERS[name].to_dict() | changes, dtype="float32")
     with pytest.raises(UserError, match=says):
         module.init(jax.random.key(0), inputs(name), jnp.ones(3, bool))
 
@@ -249,10 +249,10 @@ def test_wav2vec2_takes_waves():
 
 
 def test_block_config_takes_a_modules_fields():
-    text = build_encoder(text_tower(norm="post", causal=True, eps=1e-3).to_dict(), "float32")
+    text = build_encoder(text_tower(norm="post", causal=True, eps=1e-3).to_dict(), dtype="float32")
     c = block_config(text, cross=True)
     assert (c.norm, c.causal, c.cross, c.eps, c.width) == ("post", True, True, 1e-3, 192)
-    image = build_encoder(image_tower(layer_scale=0.5).to_dict(), "bfloat16")
+    image = build_encoder(image_tower(layer_scale=0.5).to_dict(), dtype="bfloat16")
     c = block_config(image)
     assert (c.norm, c.layer_scale, c.dtype, c.key_bias) == ("pre", 0.5, "bfloat16", True)
 
@@ -260,7 +260,7 @@ def test_block_config_takes_a_modules_fields():
 def test_text_positions_and_padding_of_roberta():
     """Row 2 is the first token's; id 1 is padding, and what it holds does not matter."""
     cfg = text_tower(**BLOCKS, vocab_size=9, max_length=4, position_offset=2, pad_id=1)
-    module = build_encoder(cfg.to_dict(), "float32")
+    module = build_encoder(cfg.to_dict(), dtype="float32")
     ids = jnp.array([[0, 5, 1, 1], [0, 5, 7, 3]])
     params = jax.jit(module.init)(jax.random.key(0), ids, jnp.ones(2, bool))
     assert params["params"]["pos_embed"].shape == (6, 12)

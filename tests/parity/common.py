@@ -60,7 +60,7 @@ class Loaded:
 
     def encode(self, m, x, mask=None):
         """(tokens [B, L, D], pooled [B, D]) of one tower, before projection and normalisation."""
-        encoder = build_encoder(self.config["modalities"][m], self.config["model"]["dtype"])
+        encoder = build_encoder(self.config["modalities"][m], dtype=self.config["model"]["dtype"])
         params = {"params": self.params[f"encoder_{m}"]}
         tokens, pooled = encoder.apply(params, x, jnp.ones(len(x), bool), None, mask)
         return tokens.x, pooled

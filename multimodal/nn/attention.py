@@ -1,0 +1,109 @@
+"""softmax(q k^T / sqrt(d)) v by the kernel that suits the device: one switch, the same values."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from multimodal.nn.batch import batch_axes, dropout
+
+# 'auto' | 'xla' | 'cudnn' (GPU, half precision) | 'flash' (TPU, Pallas)
+KERNELS = ("auto", "xla", "cudnn", "flash")
+PLATFORMS = {"cudnn": "gpu", "flash": "tpu"}
+# Shorter than this XLA's own fusions win on a TPU (the transposes around the kernel cost more than
+# all of them), and on a GPU there is little to save.
+LONG = 512
+LANES = 128  # rows and columns of a TPU's tile
+
+
+def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto"):
+    """softmax(q k^T / sqrt(d)) v for q [B, T, H, d], k and v [B, S, H, d], mask [B, S].
+
+    Args:
+      rate, keys: dropout of the probabilities with one PRNG key [B] an example.
+      kernel: one of KERNELS. Dropout and float64 go by the formula whatever it says: the kernels
+        have no dropout by example, and take their softmax in float32.
+    Returns: [B, T, H, d]; of an example without any key something finite.
+    """
+    if q.dtype == jnp.float64 or (rate and keys is not None):
+        return by_formula(q, k, v, mask, causal, rate, keys)
+    kernel = best_kernel(q, k, mask) if kernel == "auto" else kernel
+    if kernel == "flash":
+        return flash(q, k, v, mask, causal)
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    if kernel == "cudnn" and mask is not None:  # takes a bias of the whole matrix only
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], mask.shape[3]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=kernel)
+
+
+def best_kernel(q, k, mask):
+    """The kernel of 'auto' on the default backend."""
+    platform, length = jax.default_backend(), min(q.shape[1], k.shape[1])
+    if length < LONG:
+        return "xla"
+    even = mask is None or not (q.shape[1] % 2 or k.shape[1] % 2)
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if platform == "gpu" and half and even and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
+        return "cudnn"
+    return "flash" if platform == "tpu" else "xla"
+
+
+def by_formula(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
+    """attend without a kernel: any dtype, and dropout of the probabilities."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=dtype)
+    logits = logits / jnp.sqrt(jnp.asarray(q.shape[-1], dtype))
+    allowed = jnp.ones(logits.shape[-2:], bool)
+    allowed = (jnp.tril(allowed) if causal else allowed)[None, None]
+    if mask is not None:
+        allowed = allowed & mask[:, None, None, :]
+    # A finite floor, not -inf: a row with nothing to look at must not become NaN.
+    probs = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(dtype).min / 2), axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", dropout(probs, rate, keys).astype(v.dtype), v)
+
+
+def flash(q, k, v, mask=None, causal=False):
+    """attend by the Pallas kernel for TPUs, which never holds [T, S]; each device has its part of
+    the batch.
+    """
+    axes = batch_axes(len(q))
+    local = partial(_flash, causal=causal)
+    if not axes:
+        return local(q, k, v, mask)
+    spec = PartitionSpec(axes)
+    return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v, mask)
+
+
+def _flash(q, k, v, mask, causal):
+    from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
+
+    (b, t, _, d), s = q.shape, k.shape[1]
+    q, k, v = (_padded(x).swapaxes(1, 2) for x in (q, k, v))
+    segments = None
+    if mask is not None or k.shape[2] != s:  # queries look at keys of their own segment, 1
+        real = jnp.ones((b, s), bool) if mask is None else mask
+        segments = SegmentIds(jnp.ones((b, q.shape[2]), jnp.int32), _padded(real).astype(jnp.int32))
+    out = flash_attention(
+        q, k, v, None, segments, causal=causal, sm_scale=d**-0.5,
+        block_sizes=_blocks(q.shape[2], k.shape[2]),
+    )  # fmt: skip
+    return out.swapaxes(1, 2)[:, :t]
+
+
+def _padded(x):
+    """x with its second axis filled up to whole tiles."""
+    extra = -x.shape[1] % LANES
+    return jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2)) if extra else x
+
+
+def _blocks(t, s):
+    """As large as divides, up to 512: the kernel's own default of 128 leaves a TPU idle."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes
+
+    rows, columns = (next(n for n in (512, 256, LANES) if size % n == 0) for size in (t, s))
+    q = {f.name: rows for f in dataclasses.fields(BlockSizes) if "block_q" in f.name}
+    k = {f.name: columns for f in dataclasses.fields(BlockSizes) if "block_k" in f.name}
+    return BlockSizes(block_b=1, **q, **k)

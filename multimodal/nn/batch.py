@@ -1,0 +1,40 @@
+"""What the batch axis asks of every layer: its sharding, and randomness by example."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+BATCH_AXES = ("replica", "data", "fsdp")
+
+
+def batch_axes(size: int) -> tuple[str, ...]:
+    """The axes of the mesh that is set which split a batch of this size; () where none does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+    devices = math.prod(mesh.shape[a] for a in axes)
+    return axes if devices > 1 and size % devices == 0 else ()
+
+
+def shard_batch(x):
+    """Keep the leading axis of x sharded over the mesh's batch axes, if a mesh is set and divides
+    it.
+
+    One such constraint a block keeps the partitioner from re-sharding activations under FSDP.
+    """
+    axes = batch_axes(len(x))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
+def fold_keys(keys, data: int):
+    """Fold an integer into per-example keys [B]; None stays None."""
+    return None if keys is None else jax.vmap(lambda k: jax.random.fold_in(k, data))(keys)
+
+
+def dropout(x, rate: float, keys):
+    """Inverted dropout of x [B, ...] with one PRNG key an example; identity where keys is None."""
+    if keys is None or not rate:
+        return x
+    keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

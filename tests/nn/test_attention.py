@@ -1,0 +1,95 @@
+"""Attention by every kernel: the same values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from multimodal.nn import attention
+from multimodal.nn.attention import attend, best_kernel, by_formula, flash
+from multimodal.training.sharding import make_mesh
+
+
+def inputs(t, s, batch=2, heads=2, width=16, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(batch, n, heads, width)).astype(dtype) for n in (t, s, s))
+    mask = np.arange(s) < rng.integers(1, s, (batch, 1))
+    return q, k, v, mask
+
+
+def gradients(fn, q, k, v, mask, causal):
+    weights = np.random.default_rng(1).normal(size=q.shape)
+
+    def loss(q, k, v):
+        return (fn(q, k, v, mask, causal) * weights).sum()
+
+    return jax.value_and_grad(loss, (0, 1, 2))(q, k, v)
+
+
+def close(a, b, tolerance=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=1e-5), a, b)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_xla_is_the_formula(causal, masked):
+    q, k, v, mask = inputs(7, 7)
+    mask = mask if masked else None
+
+    def xla(*args):
+        return attend(*args, kernel="xla")
+
+    close(gradients(xla, q, k, v, mask, causal), gradients(by_formula, q, k, v, mask, causal))
+
+
+@pytest.mark.parametrize(
+    ("t", "s", "causal", "masked"),
+    [(128, 128, False, False), (77, 77, True, False), (50, 197, False, True)],
+)
+def test_flash_is_the_formula_whatever_the_length(t, s, causal, masked):
+    q, k, v, mask = inputs(t, s)
+    mask = mask if masked else None
+    with pltpu.force_tpu_interpret_mode():
+        found = jax.jit(lambda *a: gradients(flash, *a, mask, causal))(q, k, v)
+    close(found, gradients(by_formula, q, k, v, mask, causal))
+
+
+def test_flash_works_on_each_devices_part_of_the_batch():
+    q, k, v, mask = inputs(20, 30, batch=8)
+    with jax.set_mesh(make_mesh(fsdp=2)), pltpu.force_tpu_interpret_mode():
+        found = jax.jit(lambda *a: flash(*a, mask))(q, k, v)
+    close(found, by_formula(q, k, v, mask))
+
+
+def test_dropout_and_float64_go_by_the_formula_whatever_the_kernel():
+    q, k, v, mask = inputs(4, 4)
+    keys = jax.random.split(jax.random.key(0), 2)
+    close(
+        attend(q, k, v, mask, rate=0.5, keys=keys, kernel="cudnn"),
+        by_formula(q, k, v, mask, rate=0.5, keys=keys),
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "t", "s", "kernel"),
+    [
+        ("cpu", jnp.bfloat16, 1024, 1024, "xla"),
+        ("tpu", jnp.bfloat16, 256, 256, "xla"),
+        ("tpu", jnp.float32, 1024, 1024, "flash"),
+        ("gpu", jnp.bfloat16, 1024, 1024, "cudnn"),
+        ("gpu", jnp.bfloat16, 1024, 77, "xla"),
+        ("gpu", jnp.float32, 1024, 1024, "xla"),
+    ],
+)
+def test_auto_takes_what_suits_the_device(monkeypatch, platform, dtype, t, s, kernel):
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: platform)
+    q, k, *_ = (jnp.zeros((1, n, 2, 64), dtype) for n in (t, s))
+    assert best_kernel(q, k, None) == kernel
+
+
+def test_cudnn_needs_even_lengths_for_a_mask(monkeypatch):
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+    q = jnp.zeros((1, 1025, 2, 64), jnp.bfloat16)
+    assert best_kernel(q, q, None) == "cudnn"
+    assert best_kernel(q, q, jnp.ones((1, 1025), bool)) == "xla"
