@@ -10,11 +10,17 @@ BATCH_AXES = ("replica", "data", "fsdp")
 
 
 def batch_axes(size: int) -> tuple[str, ...]:
-    """The axes of the mesh that is set which split a batch of this size; () where none does."""
+    """The axes of the mesh that is set which a batch of this size lies over; () on one device, or
+    where it does not divide.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
-    devices = math.prod(mesh.shape[a] for a in axes)
-    return axes if devices > 1 and size % devices == 0 else ()
+    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names and mesh.shape[a] > 1)
+    return axes if size % device_count(axes) == 0 else ()
+
+
+def device_count(axes) -> int:
+    """Devices along these axes of the mesh that is set."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
 
 
 def shard_batch(x):

@@ -16,23 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from multimodal.nn.batch import BATCH_AXES
+from multimodal.nn.batch import batch_axes
 from multimodal.objectives.sampling import dot
 
 LEAST, MOST = 8192, 32_768  # columns of a block, where the config leaves it open
-
-
-def batch_axes(size):
-    """The mesh axes that a batch of that size lies over; () on one device, or where it does not
-    divide."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names and mesh.shape[a] > 1)
-    return axes if size % device_count(axes) == 0 else ()
-
-
-def device_count(axes):
-    """Devices along these axes of the mesh."""
-    return math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
 
 
 def block_of(block, size):

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from multimodal.nn.batch import batch_axes
 from multimodal.objectives import blockwise as bw
 from multimodal.objectives.sampling import dot
 
@@ -33,8 +34,8 @@ def softmax_rows(x, taught, columns, queue, ids, valid, scale, alpha=0.0, frozen
         q, q_ids, q_valid = queue
         groups.append((q, q, q_ids, q_valid))
         size += len(q)
-    axes = bw.batch_axes(len(x))
-    if queue is not None and bw.batch_axes(len(q)) != axes:
+    axes = batch_axes(len(x))
+    if queue is not None and batch_axes(len(q)) != axes:
         axes = ()
     rows = (x, taught if soft else x, ids, valid)
     alpha = jnp.asarray(alpha if soft else 0.0, x.dtype)

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from multimodal.errors import UserError
+from multimodal.nn.batch import batch_axes, device_count
 from multimodal.objectives.blockwise import (
-    batch_axes,
-    device_count,
     nearest,
     sigmoid_pairs,
     softmax_pairs,

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from multimodal.objectives.blockwise import batch_axes, over
+from multimodal.nn.batch import batch_axes
+from multimodal.objectives.blockwise import over
 
 CAPACITY = 4  # rows that a device asks another one for in a round
 

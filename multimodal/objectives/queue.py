@@ -30,14 +30,24 @@ def enqueue(queue, embeds: dict, ids, keep):
       embeds: {m: [B, E]}; ids: [B]; keep: [B] bool, examples that have every modality of the queue.
         Others are written as empty slots, so that the pointer does not depend on the data.
     A batch of any size: the queue's size need not be a multiple, and the newest survive a batch
-    larger than the queue.
+    larger than the queue. Where it is one, row i of every batch has the slots i Q/B to (i+1) Q/B:
+    a device then writes its part of the batch into its part of the queue, whatever their number.
     """
-    size = len(queue["id"])
-    ids = jnp.where(keep, ids, EMPTY)
-    start = max(0, len(ids) - size)
-    slots = (queue["ptr"] + jnp.arange(start, len(ids))) % size
-    new = {m: queue[m].at[slots].set(embeds[m][start:].astype(queue[m].dtype)) for m in embeds}
-    return new | {
-        "id": queue["id"].at[slots].set(ids[start:].astype(jnp.int32)),
-        "ptr": (queue["ptr"] + len(ids)) % size,
-    }
+    size, batch = len(queue["id"]), len(ids)
+    new = embeds | {"id": jnp.where(keep, ids, EMPTY)}
+    old = {k: v for k, v in queue.items() if k != "ptr"}
+    if size % batch == 0:
+        turn = queue["ptr"] // batch
+
+        def write(q, x):
+            turns = q.reshape(batch, size // batch, *q.shape[1:])
+            return turns.at[:, turn].set(x.astype(q.dtype)).reshape(q.shape)
+
+    else:
+        start = max(0, batch - size)
+        slots = (queue["ptr"] + jnp.arange(start, batch)) % size
+
+        def write(q, x):
+            return q.at[slots].set(x[start:].astype(q.dtype))
+
+    return {k: write(old[k], new[k]) for k in old} | {"ptr": (queue["ptr"] + batch) % size}

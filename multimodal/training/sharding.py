@@ -90,20 +90,22 @@ def path_of(key_path) -> str:
 
 
 def state_shardings(state, mesh, rules=()):
-    """A sharding for every array of a pytree: a rule's, else fsdp over the largest axis it divides,
-    else replicated.
+    """A sharding for every array of a pytree: a rule's, else rows over all batch axes (the momentum
+    queue), else fsdp over the largest axis it divides, else replicated.
 
     Args:
       state: pytree of arrays or ShapeDtypeStructs.
       rules: ((regex of the path, partition spec as a tuple), ...); the first match wins.
     """
-    fsdp = mesh.shape["fsdp"]
+    fsdp, rows = mesh.shape["fsdp"], math.prod(mesh.shape[a] for a in BATCH_AXES)
 
     def place(key_path, x):
         path = path_of(key_path)
         for pattern, spec in rules:
             if re.fullmatch(pattern, path):
                 return NamedSharding(mesh, PartitionSpec(*spec))
+        if path.startswith("queue/") and x.ndim and x.shape[0] % rows == 0:
+            return batch_sharding(mesh)
         axes = [i for i, n in enumerate(x.shape) if n % fsdp == 0]
         if fsdp == 1 or x.size < SMALL or not axes:
             return NamedSharding(mesh, PartitionSpec())

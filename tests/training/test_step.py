@@ -1,10 +1,13 @@
 """The step: order of teacher, update and queue; temperature bounds; what the queue holds."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from multimodal.objectives.queue import EMPTY, empty_queue, enqueue
+from multimodal.training.sharding import batch_sharding, make_mesh
 from tests import laws
 
 
@@ -35,6 +38,22 @@ def test_queue_wraps_around_and_keeps_the_newest():
         queue = enqueue(queue, embeds, ids, jnp.ones(3, bool))
     assert sorted(queue["id"].tolist()) == [4, 5, 6, 7, 8] and int(queue["ptr"]) == 4
     np.testing.assert_array_equal(queue["a"][:, 0], queue["id"])
+
+
+def test_queue_of_whole_batches_keeps_the_newest_without_exchange_between_devices():
+    queue, write = empty_queue(32, {"a": 4}, jax.random.key(0)), jax.jit(enqueue)
+    rows = batch_sharding(make_mesh(fsdp=2))
+    sharded = {k: jax.device_put(v, rows if v.ndim else None) for k, v in queue.items()}
+    for step in range(6):
+        ids = jnp.arange(8) + 8 * step
+        given = {"a": jnp.tile(ids[:, None], 4).astype(jnp.float32)}, ids, ids != 41
+        queue, sharded = write(queue, *given), write(sharded, *jax.device_put(given, rows))
+    assert set(queue["id"].tolist()) == {EMPTY, *range(16, 48)} - {41}
+    filled = queue["id"] != EMPTY
+    np.testing.assert_array_equal(queue["a"][filled, 0], queue["id"][filled])
+    jax.tree.map(np.testing.assert_array_equal, queue, sharded)
+    text = write.lower(sharded, *jax.device_put(given, rows)).compile().as_text()
+    assert not re.search("all-gather|all-to-all|collective-permute|all-reduce", text)
 
 
 def test_queue_smaller_than_the_batch_and_absent_examples():
