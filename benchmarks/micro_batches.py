@@ -45,7 +45,8 @@ def main():
         )
     print(
         f"memory {many.memory / one.memory:.3f} (mark {MEMORY}), "
-        f"time {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}; mark {TIME})"
+        f"time {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f} to {max(ratios):.3f}; mark {TIME})"
     )
 
 
