@@ -68,6 +68,13 @@ def base():
     c.save_every = 500
     c.eval_every = 0  # 0: at the end only
     c.keep = 3  # newest checkpoints
+    c.keep_best = 1  # more of them, the best by eval.best
+
+    c.skip = ConfigDict()  # steps whose loss or gradient is not finite leave the state as it is
+    c.skip.most = 10  # of them in a row; more end the run
+    c.skip.spike = 0.0  # also those with so many times the gradients' usual norm; 0: no
+    c.hang_seconds = 1800  # a step that takes longer dumps all stacks and ends the run; 0: never
+    c.check_replicas_every = 0  # steps; compare what devices should hold alike, bit for bit; 0: no
 
     _eval(c)
     return c

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from multimodal.errors import UserError
+from multimodal.errors import Preempted, Unhealthy, UserError
 
 BEGAN = time.perf_counter()  # near enough to the start of the program
 
@@ -70,7 +70,9 @@ def parse_args(doc, required, argv):
 
 
 def run_command(main, doc, required):
-    """Run main(args) as a program: exit 0, or 2 with one line for a UserError."""
+    """Run main(args) as a program. Exit code 0; with one line: 2 for a UserError, 1 for a run that
+    must not go on, 75 for one that was asked to end and is saved, 130 after Ctrl-C.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -88,6 +90,15 @@ def run_command(main, doc, required):
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as e:
         print(f"error: {e.strerror}: {e.filename}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as e:
+        print(
+            f"asked to end (SIGTERM): {e or 'all is saved'}; the same command goes on",
+            file=sys.stderr,
+        )
+        sys.exit(75)
+    except Unhealthy as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -22,6 +22,9 @@ FREE_KEYS = (
     "eval_every",
     "eval.",
     "data.eval_splits",
+    "skip.most",
+    "hang_seconds",
+    "check_replicas_every",
 )
 
 

@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class BadRecord(UserError):
     """One example cannot be read or decoded; a pipeline may replace it and count it."""
+
+
+class Unhealthy(Exception):
+    """A run must not go on like this; nothing of it was saved. Exit code 1."""
+
+
+class Preempted(Exception):
+    """A run was asked to end and is saved: the same command goes on. Exit code 75 (EX_TEMPFAIL)."""

@@ -70,6 +70,7 @@ def _begin(parent, worker, workers):
     """Prepare a new process: it ends with its parent, logs nothing and leaves devices alone."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # should a transform of a fork import jax
     logging.getLogger("multimodal").setLevel(logging.ERROR)  # the parent logs bad records
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for the parent, which saves and ends this
     if not sys.platform.startswith("linux"):
         return  # there the parent's end is noticed when the next batch is handed over
     # The kernel signals the end of the thread that started this process, which may end before its

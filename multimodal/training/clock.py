@@ -32,6 +32,7 @@ class Clock:
         # Waits for each step's end, to know when it was.
         self._watch = ThreadPoolExecutor(1, thread_name_prefix="clock")
         self._running = self._fetched = None
+        self._untold = 0.0
         self.restart()
 
     def fetch(self):
@@ -70,6 +71,11 @@ class Clock:
         self.restart()
         return row
 
+    def taken(self):
+        """Seconds that devices waited for data since this was last asked."""
+        seconds, self._untold = self._untold, 0.0
+        return seconds
+
     def close(self):
         self._watch.shutdown()
 
@@ -77,7 +83,8 @@ class Clock:
         """Add the time between a step's end and the arrival of the batch fetched meanwhile."""
         ended = step.result()
         if self._fetched is not None:
-            self._waited += idle(*self._fetched, ended)
+            wait = idle(*self._fetched, ended)
+            self._waited, self._untold = self._waited + wait, self._untold + wait
             self._fetched = None
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import pathlib
 import time
@@ -11,25 +10,25 @@ import jax
 
 from multimodal.chips import chip_of
 from multimodal.config import check_same, read_config, save_config
-from multimodal.errors import UserError
+from multimodal.errors import Preempted, UserError
 from multimodal.training import flops, setup
-from multimodal.training.checkpoint import Checkpoints
+from multimodal.training.checkpoint import Checkpoints, check_tokenizer, tokenizer_digest
 from multimodal.training.clock import Advice, Clock, Startup
 from multimodal.training.distributed import meet
+from multimodal.training.goodput import Goodput
+from multimodal.training.health import Watch, check_replicas, warn_of_collapse
 from multimodal.training.logging import MetricLogger
 from multimodal.training.optim import learning_rate
+from multimodal.training.preemption import Preemption
 from multimodal.training.preflight import preflight
 from multimodal.training.profile import Profile, steps_to_trace
 from multimodal.training.sharding import axes_of, check_batch, make_mesh
 from multimodal.training.step import lower_step, make_step
 from multimodal.training.validate import validate
+from multimodal.training.watchdog import Watchdog
 from multimodal.training.xla_flags import compiler_options
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite; nothing of it was saved."""
 
 
 def train(config, workdir, profile="", began=None):
@@ -39,10 +38,11 @@ def train(config, workdir, profile="", began=None):
     Args:
       profile: steps to trace, see profile.py; '': none.
       began: time.perf_counter() when the program began; None: now.
-    Raises: UserError for a config, data or workdir that cannot be trained with.
+    Raises: UserError for a config, data or workdir that cannot be trained with; Preempted after
+      SIGTERM, when the state is saved; Unhealthy where going on would be in vain.
     """
-    startup = Startup(time.perf_counter() if began is None else began)
-    workdir = pathlib.Path(workdir)
+    began = time.perf_counter() if began is None else began
+    startup, workdir = Startup(began), pathlib.Path(workdir)
     validate(config)
     steps_to_trace(profile, 1, config.steps)
     if workdir.exists() and not workdir.is_dir():
@@ -61,18 +61,23 @@ def train(config, workdir, profile="", began=None):
     pipeline = setup.get_pipeline(config, source, tokenizer)
     goals = setup.get_objectives(config, tokenizer)
     with jax.set_mesh(mesh):
-        checkpoints = Checkpoints(workdir, config.keep, config.eval.best)
+        goodput = Goodput(workdir, began, active=jax.process_index() == 0)
+        checkpoints = Checkpoints(workdir, config.keep, config.eval.best, config.keep_best)
         try:
             done = checkpoints.steps()
+            goodput.resume(anything=bool(done))
             model, tx, state = setup.build_state(config, mesh, import_weights=not done)
             if jax.process_index() == 0 and not resumed:
                 if tokenizer is not None:
                     tokenizer.save(workdir / "tokenizer.json")
                 save_config(config, workdir)  # last: it says that the folder is complete
+            about = about_run(config, workdir, source)
             if done:
-                state = checkpoints.restore(done[-1], state)
-                log.info("resumed from step %d", done[-1])
-            run = Run(config, workdir, mesh, model, tokenizer, checkpoints, startup)
+                with goodput.of("restore"):
+                    state, meta = checkpoints.restore(state)
+                check_about(meta, about, workdir)
+                log.info("resumed from step %d", int(state.step))
+            run = Run(config, workdir, mesh, model, tokenizer, checkpoints, startup, goodput, about)
             return run.steps(state, make_step(config, model, goals, tx), pipeline, profile)
         finally:
             checkpoints.close()
@@ -81,10 +86,18 @@ def train(config, workdir, profile="", began=None):
 class Run:
     """One run of the loop; holds what does not change from step to step."""
 
-    def __init__(self, config, workdir, mesh, model, tokenizer, checkpoints, startup):
+    def __init__(
+        self, config, workdir, mesh, model, tokenizer, checkpoints, startup, goodput, about
+    ):
         self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
         self.tokenizer, self.checkpoints, self.startup = tokenizer, checkpoints, startup
-        self.lr, self.advice = learning_rate(config), Advice(config)
+        self.goodput, self.about = goodput, about
+        self.lr, self.advice, self.watch = (
+            learning_rate(config),
+            Advice(config),
+            Watch(config.skip.most),
+        )
+        self.watchdog, self.preemption = Watchdog(config.hang_seconds), Preemption()
 
     def steps(self, state, step_fn, pipeline, profile=""):
         """Run from state.step to config.steps."""
@@ -96,11 +109,13 @@ class Run:
         batches = pipeline.iterate(first)
         clock = Clock(batches, self.mesh, c.batch_size)
         try:
-            with logs as logger, trace:
+            with logs as logger, trace, self.preemption, self.watchdog:
                 if first < c.steps:
                     batch = clock.fetch()
                     step_fn = self._compile(step_fn, state, batch, clock)
+                self.goodput.begin("step")
                 for step in range(first + 1, c.steps + 1):
+                    self.watchdog.feed()
                     with trace.step(step):
                         state, metrics = step_fn(state, batch)
                     clock.dispatched(metrics)
@@ -123,6 +138,7 @@ class Run:
     def _compile(self, step_fn, state, batch, clock):
         """The compiled step, for arrays like these."""
         began = time.perf_counter()
+        self.goodput.begin("compile")
         chip = chip_of(jax.devices()[0].device_kind)
         options = compiler_options(jax.default_backend(), chip.name if chip else "")
         compiled = lower_step(step_fn, state, batch).compile(compiler_options=options)
@@ -136,10 +152,11 @@ class Run:
     def _row(self, step, metrics, clock):
         row = clock.read()
         self.advice.look(row)
+        self.goodput.waited(clock.taken())
         row = {k: float(v) for k, v in jax.device_get(metrics).items()} | row
         row["train/lr"] = float(self.lr(step - 1))
-        row |= self.startup.row(last=step == self.config.steps)
-        check_finite(step, row)
+        row |= self.startup.row(last=step == self.config.steps) | self.goodput.row()
+        self.watch.look(step, row)
         warn_of_collapse(step, row)
         return row
 
@@ -147,20 +164,32 @@ class Run:
         """Save and evaluate where the config says so; neither counts as training time."""
         c = self.config
         evaluate = step == c.steps or (c.eval_every and step % c.eval_every == 0)
-        if evaluate or step % c.save_every == 0:
-            check_finite(step, {k: float(v) for k, v in metrics.items()})
-            self.checkpoints.save(state)
-            if evaluate:
-                self.evaluate(step, state, logger)
-            clock.restart()
+        asked = self.preemption.asked(step)
+        if c.check_replicas_every and step % c.check_replicas_every == 0:
+            check_replicas(step, state)
+        if not (evaluate or asked or step % c.save_every == 0):
+            return
+        self.watch.look(step, {k: float(v) for k, v in jax.device_get(metrics).items()})
+        self.goodput.waited(clock.taken())
+        with self.goodput.of("save"):
+            self.checkpoints.save(state, self.about)
+        self.goodput.saved()
+        if asked and step < c.steps:
+            self.goodput.row()
+            raise Preempted(f"saved at step {step}")
+        if evaluate:
+            self.evaluate(step, state, logger)
+        clock.restart()
 
     def evaluate(self, step, state, logger):
         """Evaluate a state: eval/STEP.json, and the headlines into the log."""
         from multimodal.evals import evaluate, headline
 
         meet("evaluate")
+        self.watchdog.stop()
         params = state.ema if self.config.eval.use_ema else state.params
-        scores = evaluate(self.config, self.model, params, self.tokenizer, self.mesh)
+        with self.goodput.of("evaluate"), self.preemption.at_once():
+            scores = evaluate(self.config, self.model, params, self.tokenizer, self.mesh)
         if jax.process_index() == 0:
             write_scores(self.workdir, step, scores)
             logger.write(step, {f"eval/{k}": v for k, v in headline(scores).items()})
@@ -180,28 +209,17 @@ def write_scores(workdir, step, scores):
     os.replace(part, path)
 
 
-def check_finite(step, row):
-    """Raise NonFiniteLoss where the loss or the gradient is not a number."""
-    for key in ("train/loss", "train/grad_norm"):
-        if not math.isfinite(row[key]):
-            parts = ", ".join(f"{k} {v:.3g}" for k, v in row.items() if k.endswith("/loss"))
-            raise NonFiniteLoss(
-                f"step {step}: {key} is {row[key]} ({parts}); nothing of it was saved. "
-                "Lower the learning rate, "
-                "clip gradients (config.optim.clip), or look at the data of that step"
-            )
+def about_run(config, workdir, source) -> dict:
+    """What a checkpoint's JSON says beside fingerprints: with the step, where in the data it is."""
+    data = {"examples": len(source), "batch_size": config.batch_size, "seed": config.seed}
+    return {"data": data, "tokenizer": tokenizer_digest(workdir)}
 
 
-def warn_of_collapse(step, row):
-    """Say in the log where an adversarial game's representations have become one point or line."""
-    for key in [k for k in row if k.endswith("/collapsed") and row[k]]:
-        name = key.removesuffix("/collapsed")
-        log.warning(
-            "step %d: the representations of %s have collapsed (spread %.2g, effective rank %.2g): "
-            "lower its weight, or give the critic more steps (config.optim.critic.steps) or a "
-            "penalty (r1)",
-            step,
-            name,
-            row[f"{name}/spread"],
-            row[f"{name}/rank"],
+def check_about(meta, about, workdir):
+    """Raise UserError where data or tokenizer are not those of the run's checkpoint."""
+    check_tokenizer(workdir, meta)
+    if meta["data"] != about["data"]:
+        raise UserError(
+            f"{workdir}: the data is not the run's: {meta['data']} then, {about['data']} now; "
+            "its batches would be others: put the data back, or take another --workdir"
         )

@@ -13,6 +13,7 @@ from multimodal.nn.augment import augment
 from multimodal.nn.model import Net, bounded, example_keys
 from multimodal.objectives.queue import empty_queue, enqueue
 from multimodal.schedules import Schedule, value_at
+from multimodal.training.health import choose, judge, new_health
 from multimodal.training.optim import CLASSIFIER, players
 from multimodal.training.sharding import replicated
 
@@ -26,6 +27,7 @@ class State(struct.PyTreeNode):
       ema: the teacher's parameters, or None.
       opt: the optimizer's state.
       queue: the momentum queue, or None.
+      health: scalars that tell of steps that were left out, see health.py.
       rng: uint32 key data of the seed, from which all draws of a step follow. Here, and no constant
         of the program, so that another seed runs the same compiled step.
     """
@@ -35,6 +37,7 @@ class State(struct.PyTreeNode):
     ema: dict | None
     opt: tuple
     queue: dict | None
+    health: dict
     rng: jax.Array
 
 
@@ -54,7 +57,7 @@ def new_state(config, params, tx, rng=None) -> State:
     params = bounded(params, config.model.temperature)
     # A copy: the step donates its state, and one buffer cannot be given away twice.
     ema = jax.tree.map(jnp.copy, params) if config.ema.decay else None
-    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params), queue, rng)
+    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params), queue, new_health(), rng)
 
 
 def _embed_dim(config, modality):
@@ -128,11 +131,13 @@ def make_step(config, model, objectives, tx):
     """step(state, batch) -> (state, metrics), to be jitted with a donated state.
 
     The teacher moves first, towards the parameters that the last step left (ALBEF's order), then
-    come loss, update, temperature bounds and queue.
+    come loss, update, temperature bounds and queue. Of a step that must not count (health.py) all
+    stays as it was, but for the step's number.
     """
     loss = make_loss(config, model, objectives)
 
     def step(state: State, batch):
+        before = state
         if state.ema is not None:
             ema = optax.incremental_update(state.params, state.ema, 1 - config.ema.decay)
             state = state.replace(ema=ema)
@@ -145,7 +150,16 @@ def make_step(config, model, objectives, tx):
             keep = jnp.stack([teacher[m].present for m in names]).all(0)
             queue = enqueue(queue, {m: teacher[m].embed for m in names}, batch["id"], keep)
         metrics |= gradient_norms(grads, config.init.freeze)
-        return state.replace(step=state.step + 1, params=params, opt=opt, queue=queue), metrics
+        good, health = judge(
+            state.health, metrics["train/loss"], metrics["train/grad_norm"], config.skip.spike
+        )
+        after = choose(
+            good,
+            (params, state.ema, opt, queue),
+            (before.params, before.ema, before.opt, before.queue),
+        )
+        metrics |= {"train/skipped": health["skipped"], "train/skipped_in_row": health["in_row"]}
+        return State(state.step + 1, *after, health, state.rng), metrics
 
     return step
 

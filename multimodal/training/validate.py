@@ -1,6 +1,8 @@
 """Configs that cannot work, told before anything is built."""
 
+import functools
 import inspect
+import operator
 
 from multimodal import objectives
 from multimodal.errors import UserError
@@ -29,6 +31,9 @@ def validate(config):
         raise UserError("config: seed and eval_every must be 0 or more, eval.batch_size 1 or more")
     if config.data.threads < 1 or config.data.workers < 0:
         raise UserError("config.data: threads must be 1 or more, workers 0 or more")
+    for key in ("keep_best", "hang_seconds", "check_replicas_every", "skip.most", "skip.spike"):
+        if functools.reduce(operator.getitem, key.split("."), config) < 0:
+            raise UserError(f"config.{key} must be 0 or more")
     one_of("mode", config.mode, RULES)
     check_groups(config)
     if not config.modalities:

@@ -13,6 +13,7 @@ from multimodal.interop import import_weights
 from multimodal.interop.weights import make_table
 from multimodal.nn.model import Net, unit
 from multimodal.objectives import OBJECTIVES, Objective
+from multimodal.training.health import new_health
 from multimodal.training.optim import RULES, factors, make_optimizer
 from multimodal.training.step import State, make_loss, make_step, seed_key
 from tests.parity.common import Loaded, acts, load, make_batch, precision
@@ -57,6 +58,7 @@ def first_state(loaded, tx) -> State:
         ema,
         tx.init(loaded.params),
         queue,
+        new_health(),
         seed_key(base()),
     )
 

@@ -10,6 +10,7 @@ import pytest
 from multimodal.config import load_config, save_config
 from multimodal.errors import UserError
 from multimodal.training.checkpoint import Checkpoints, choose_step, restore_params
+from multimodal.training.health import new_health
 from multimodal.training.loop import write_scores
 from multimodal.training.step import State
 
@@ -20,7 +21,8 @@ SCORES = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.6}
 def state_of(step):
     params = {"w": jnp.full((4, 4), float(step)), "b": jnp.arange(3.0)}
     ema = jax.tree.map(lambda x: x + 0.5, params)
-    return State(jnp.int32(step), params, ema, (jnp.ones(2),), None, jnp.zeros(2, jnp.uint32))
+    rng = jnp.zeros(2, jnp.uint32)
+    return State(jnp.int32(step), params, ema, (jnp.ones(2),), None, new_health(), rng)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_missing_step_names_those_that_there_are(workdir, step):
 
 def test_state_and_parameters_come_back(workdir):
     checkpoints = Checkpoints(workdir)
-    found = checkpoints.restore(6, state_of(0))
+    found, _ = checkpoints.restore(state_of(0))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(state_of(6)), strict=True):
         np.testing.assert_array_equal(a, b)
     step, params, ema = restore_params(workdir, "best")
