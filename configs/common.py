@@ -59,8 +59,9 @@ def base():
     c.data.max_bad_share = 0.01  # of records that cannot be read; more is an error
 
     c.tokenizer = ConfigDict()
-    c.tokenizer.kind = "wordpiece"
-    c.tokenizer.path = ""  # a tokenizer.json or vocab.txt; '': train one on the training captions
+    c.tokenizer.kind = "wordpiece"  # | 'unigram' | 'clip' (of an installed package, not trained)
+    # a tokenizer.json, vocab.txt or CLIP's .txt.gz; '': train one on the training captions
+    c.tokenizer.path = ""
     c.tokenizer.vocab_size = 4096
     c.tokenizer.add_sep = True  # end a caption with [SEP]; the original ALBEF does not
 

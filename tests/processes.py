@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -28,11 +29,50 @@ def start(script, *args, devices=1, **kwargs):
     )
 
 
+def several(count, *args, devices=1, grace=20):
+    """Start train.py as `count` processes by launch/local.py; returns the Popen."""
+    command = ["-n", count, "--grace", grace, "--", sys.executable, "train.py", *args]
+    return start("launch/local.py", *command, devices=devices)
+
+
+def pids(workdir):
+    """Numbers of the train.py processes (without launcher and data workers) of a workdir."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:  # it has just ended
+            continue
+        if len(words) > 2 and words[1].endswith("train.py") and str(workdir) in words:
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def wait_for(condition, seconds=300):
+    """Wait until a condition holds. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
 def run(script, *args, devices=1):
     """Run a script to its end; returns (exit code, stdout, stderr)."""
     process = start(script, *args, devices=devices)
     out, err = process.communicate(timeout=400)
     return process.returncode, out, err
+
+
+def fingerprints(workdir, step):
+    """The fingerprint of every array of a checkpoint: equal where the arrays are, bit for bit."""
+    path = pathlib.Path(workdir, "checkpoints", str(step), "meta", "metadata")
+    return json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+
+
+def losses(workdir):
+    """(step, loss) of each line of the log that has one."""
+    return [(m["step"], m["train/loss"]) for m in metrics(workdir) if "train/loss" in m]
 
 
 def metrics(workdir):

@@ -11,16 +11,18 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from multimodal.data import wordpiece
+from multimodal.data import clip_bpe, unigram, wordpiece
 from multimodal.errors import UserError
 
 SPECIALS = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
+    "cls": ("[CLS]", "<s>", clip_bpe.START),
+    "sep": ("[SEP]", "</s>", clip_bpe.END),
     "mask": ("[MASK]", "<mask>"),
 }
+TRAINERS = {"wordpiece": wordpiece.train, "unigram": unigram.train}
+KINDS = (*TRAINERS, "clip")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _MAX_CHARACTERS = 20_000  # What lies beyond cannot matter for any max_length in use.
 
@@ -28,7 +30,8 @@ _MAX_CHARACTERS = 20_000  # What lies beyond cannot matter for any max_length in
 class Tokenizer:
     """`[CLS] pieces ([SEP])` of captions; attributes pad, unk, cls, sep, mask, vocab_size, add_sep.
 
-    `add_sep` False is ALBEF's own habit; True is BERT's.
+    `add_sep` False is ALBEF's own habit; True is BERT's. CLIP's has neither unknown nor mask token
+    (None), and fills up with 0, which is a token of text as well.
     """
 
     def __init__(self, backend, add_sep=True):
@@ -36,8 +39,11 @@ class Tokenizer:
         self.add_sep = add_sep
         self.vocab_size = backend.get_vocab_size(with_added_tokens=False)
         vocab = backend.get_vocab(with_added_tokens=False)
+        self.is_clip = clip_bpe.START in vocab and SPECIALS["pad"][0] not in vocab
         for role, names in SPECIALS.items():
             found = [vocab[name] for name in names if name in vocab]
+            if self.is_clip and not found:
+                found = [0 if role == "pad" else None]
             if not found:
                 raise UserError(f"the tokenizer has no {names[0]} token; give a BERT-style one")
             setattr(self, role, found[0])
@@ -55,7 +61,8 @@ class Tokenizer:
         room = max_length - 1 - self.add_sep
         if room < 0:
             raise UserError(f"max_length={max_length} leaves no room for the special tokens")
-        encoded = self._encode([_clean(t) for t in texts])
+        texts = [_clean(t) for t in texts]
+        encoded = self._encode([clip_bpe.clean(t) for t in texts] if self.is_clip else texts)
         for row, item in zip(out, encoded, strict=True):
             ids = [self.cls, *item.ids[:room], *([self.sep] if self.add_sep else [])]
             row[: len(ids)] = ids
@@ -63,10 +70,12 @@ class Tokenizer:
 
     def decode(self, ids):
         """Text of ids; special tokens are left out, apart from unknown ones."""
+        ids = [int(i) for i in ids]
+        if self.is_clip:  # whose padding is a token of text
+            ids = ids[: ids.index(self.sep)] if self.sep in ids else ids
+            return clip_bpe.text_of(self.tokens(i for i in ids if i != self.cls))
         skip = {self.pad, self.cls, self.sep, self.mask}
-        return self._backend.decode(
-            [int(i) for i in ids if int(i) not in skip], skip_special_tokens=False
-        )
+        return self._backend.decode([i for i in ids if i not in skip], skip_special_tokens=False)
 
     def tokens(self, ids):
         """The token of each id, as a list of str."""
@@ -82,9 +91,10 @@ class Tokenizer:
 
     def save(self, path):
         """Write a standard tokenizer.json, atomically."""
-        names = {role: self._backend.id_to_token(getattr(self, role)) for role in SPECIALS}
+        roles = ("cls", "sep") if self.is_clip else tuple(SPECIALS)
+        names = {role: self._backend.id_to_token(getattr(self, role)) for role in roles}
         spec = json.loads(self._backend.to_str())
-        spec["added_tokens"] = [_added_token(getattr(self, role), names[role]) for role in SPECIALS]
+        spec["added_tokens"] = [_added_token(getattr(self, role), names[role]) for role in roles]
         spec["post_processor"] = _template(names, self)
         temporary = f"{path}.{os.getpid()}.tmp"
         with open(temporary, "w", encoding="utf-8") as f:
@@ -93,11 +103,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path, cfg=None):
-        """Read a tokenizer.json, or a BERT vocab.txt (lower-case, accents stripped, as in BERT).
+        """Read a tokenizer.json, a BERT vocab.txt (lower-case, accents stripped, as in BERT), or
+        CLIP's bpe_simple_vocab_16e6.txt.gz.
 
         `add_sep` of `cfg`, if given, overrides that of the file. Raises UserError for other files.
         """
         add_sep = None if cfg is None else cfg.get("add_sep")
+        if str(path).endswith(".gz"):
+            return cls(clip_bpe.backend(path))
         try:
             with open(path, encoding="utf-8") as f:
                 text = f.read()
@@ -128,14 +141,17 @@ class Tokenizer:
 
 
 def train_tokenizer(captions, cfg):
-    """Train a WordPiece tokenizer on an iterable of str; the same captions give the same bytes.
+    """Train a tokenizer on an iterable of str; the same captions give the same bytes.
 
-    `cfg` keys: `kind` ('wordpiece'), `vocab_size` (upper bound), `add_sep`, `lower`.
+    `cfg` keys: `kind` ('wordpiece', 'unigram'; 'clip' is not trained but found in an installed
+    package), `vocab_size` (upper bound), `add_sep`, `lower`.
     """
     kind = cfg.get("kind", "wordpiece")
-    if kind != "wordpiece":
-        raise UserError(f"config.tokenizer.kind={kind!r} cannot be trained; 'wordpiece' can")
-    backend = wordpiece.train(
+    if kind == "clip":
+        return Tokenizer(clip_bpe.backend())
+    if kind not in TRAINERS:
+        raise UserError(f"config.tokenizer.kind={kind!r}; there are {', '.join(KINDS)}")
+    backend = TRAINERS[kind](
         (_clean(c) for c in captions),
         int(cfg["vocab_size"]),
         lower=cfg.get("lower", True),

@@ -20,11 +20,11 @@ def fetch(tree, index, how="auto", capacity=CAPACITY):
       index: [B] int, rows of the whole batch.
       how: 'gather' leaves it to the compiler, which gathers every v on every device; 'all_to_all'
         moves just the rows asked for, in as many rounds as it takes; 'auto': the latter where the
-        batch lies over several devices. The result is the same.
+        batch lies over several devices, but for CPUs of several processes. The result is the same.
       capacity: rows that each device asks each other one for in a round.
     """
     axes = batch_axes(len(index))
-    if how == "gather" or not axes:
+    if how == "gather" or not axes or (how == "auto" and _out_of_order()):
         return jax.tree.map(lambda v: v[index], tree)
 
     def one(v):
@@ -34,6 +34,13 @@ def fetch(tree, index, how="auto", capacity=CAPACITY):
         return _exchange(axes, capacity, v, index)
 
     return jax.tree.map(one, tree)
+
+
+def _out_of_order():
+    """Whether exchanges of a loop and those beside it may start in another order in each process:
+    XLA runs them so on CPUs, and gloo then waits for ever.
+    """
+    return jax.default_backend() == "cpu" and jax.distributed.is_initialized()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -4,6 +4,8 @@ import glob
 import importlib.util
 import logging
 import os
+import re
+import socket
 
 import jax
 from orbax.checkpoint import multihost
@@ -49,7 +51,7 @@ def initialise(heartbeat: int = 60) -> str:
     Returns: launched_on(). Raises UserError where the others cannot be reached.
     """
     how = launched_on()
-    if not how or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized() or not (how or _virtual_devices()):
         return how
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # where CPUs are the devices
     known = {}
@@ -57,6 +59,12 @@ def initialise(heartbeat: int = 60) -> str:
         known = {
             "num_processes": _number("JAX_NUM_PROCESSES"),
             "process_id": _number("JAX_PROCESS_ID"),
+        }
+    elif not how:
+        known = {
+            "coordinator_address": f"127.0.0.1:{_free_port()}",
+            "num_processes": 1,
+            "process_id": 0,
         }
     try:
         jax.distributed.initialize(**known, heartbeat_timeout_seconds=heartbeat)
@@ -66,8 +74,26 @@ def initialise(heartbeat: int = 60) -> str:
             log.info("a TPU without neighbours: %s", line)
             return ""
         raise UserError(f"cannot join the other processes ({how}): {line}") from e
-    log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), how)
+    if how:
+        log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), how)
     return how
+
+
+def _virtual_devices() -> bool:
+    """Whether this process splits its CPU into several devices.
+
+    Their sums are then to be those of several processes, bit for bit: gloo adds in another order
+    than XLA does within one process, and needs a coordinator even for one.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    found = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
+    return bool(found) and int(found[-1]) > 1
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def meet(where, seconds=3600):

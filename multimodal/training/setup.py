@@ -99,6 +99,8 @@ def get_pipeline(config, source, tokenizer):
 def get_objectives(config, tokenizer):
     """The config's objectives; what they need to know of the tokenizer is filled in."""
     known = {"mode": config.mode}
+    if tokenizer is not None and tokenizer.mask is None and "mlm" in config.model.heads:
+        raise UserError("config.model.heads 'mlm' needs a mask token, which CLIP's tokenizer lacks")
     if tokenizer is not None:
         known |= {"mask_id": tokenizer.mask, "keep_ids": (tokenizer.pad, tokenizer.cls)}
     return objectives.build(config, known)
