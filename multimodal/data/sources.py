@@ -17,9 +17,13 @@ from multimodal.errors import UserError
 from multimodal.registry import lookup, nearest
 
 SOURCES = {
+    "array_record": "multimodal.data.array_record_source:ArrayRecordSource",
     "arrays": "multimodal.data.array_source:ArraySource",
+    "huggingface": "multimodal.data.parquet_source:HuggingFaceSource",
     "jsonl_folder": "multimodal.data.folder_source:JsonlFolderSource",
     "jsonl_tar": "multimodal.data.tar_source:JsonlTarSource",
+    "mixture": "multimodal.data.mixture_source:MixtureSource",
+    "parquet": "multimodal.data.parquet_source:ParquetSource",
     "records": "multimodal.data.records_source:RecordsSource",
     "tar": "multimodal.data.tar_source:TarSource",
     "tfds": "multimodal.data.tfds_source:TfdsSource",

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from multimodal.data.builders import BUILDERS
-from multimodal.data.prepare import own_builder
+from multimodal.data.builders.preparing import own_builder
 from multimodal.data.sources import read_label_names
 from multimodal.errors import UserError
 from multimodal.registry import nearest

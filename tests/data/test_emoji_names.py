@@ -22,7 +22,7 @@ from multimodal.errors import UserError
 
 PREPARE = """
 import sys
-from multimodal.data.prepare import own_builder
+from multimodal.data.builders.preparing import own_builder
 own_builder('emoji_names', sys.argv[1])
 """
 
