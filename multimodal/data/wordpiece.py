@@ -2,7 +2,8 @@
 
 The trainer of the `tokenizers` library numbers the continuing characters ('##x') in the order of a
 hash map, which differs from run to run and decides ties between merges. Naming all characters in
-advance, in a fixed order, makes the result a function of the words alone.
+advance, in a fixed order, and numbering what was merged by name makes the result a function of the
+words alone.
 """
 
 import collections
@@ -50,9 +51,11 @@ def train(texts, vocab_size, lower, specials):
     scratch = Tokenizer(models.WordPiece(unk_token=specials[1]))
     scratch.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     scratch.train_from_iterator(_repeat(words, known), trainer)
-    learnt = scratch.get_vocab(with_added_tokens=False)
-    ranked = sorted(learnt, key=lambda token: (learnt[token], token))
-    vocab = {token: i for i, token in enumerate(ranked)}
+    # By name, not in the order of their merging, in which equally frequent ones change places from
+    # run to run. What ids tokens have is of no consequence for what a caption is split into.
+    first = [*specials, *pieces]
+    merged = sorted(scratch.get_vocab(with_added_tokens=False).keys() - set(first))
+    vocab = {token: i for i, token in enumerate([*first, *merged])}
     return backend(
         models.WordPiece(vocab, unk_token=specials[1], max_input_chars_per_word=_MAX_WORD),
         lower,

@@ -111,7 +111,9 @@ class Run:
         try:
             with logs as logger, trace, self.preemption, self.watchdog:
                 if first < c.steps:
+                    self.watchdog.feed()
                     batch = clock.fetch()
+                    self.watchdog.stop()
                     step_fn = self._compile(step_fn, state, batch, clock)
                 self.goodput.begin("step")
                 for step in range(first + 1, c.steps + 1):

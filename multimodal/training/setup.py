@@ -1,6 +1,7 @@
 """From a config to the pieces of a run: data, tokenizer, model, state."""
 
 import functools
+import json
 import pathlib
 
 import jax
@@ -39,7 +40,7 @@ def settle(config, stored=None):
 def _of_first(value):
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    return broadcast_one_to_all(np.int32(value))
+    return broadcast_one_to_all(np.asarray(value))
 
 
 def get_source(config, split):
@@ -60,7 +61,7 @@ def get_tokenizer(config, workdir, source):
     elif config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer)
     else:
-        tokenizer = train_tokenizer(_captions(source, texts[0]), config.tokenizer)
+        tokenizer = of_first(train_tokenizer(_captions(source, texts[0]), config.tokenizer))
     for m in texts:
         room = config.modalities[m].vocab_size
         if tokenizer.vocab_size > room:
@@ -70,6 +71,18 @@ def get_tokenizer(config, workdir, source):
                 "make them agree, or use the tokenizer that the model was trained with"
             )
     return tokenizer
+
+
+def of_first(tokenizer):
+    """The tokenizer of process 0: where ties decide, each process may have trained another."""
+    if jax.process_count() == 1:
+        return tokenizer
+    mine = np.frombuffer(json.dumps(tokenizer.__getstate__()).encode(), np.uint8)
+    found = np.zeros(int(_of_first(mine.size)), np.uint8)
+    found[: mine.size] = mine[: found.size]
+    copy = Tokenizer.__new__(Tokenizer)
+    copy.__setstate__(json.loads(_of_first(found).tobytes()))
+    return copy
 
 
 def _captions(source, modality):

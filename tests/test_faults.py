@@ -1,0 +1,111 @@
+"""What goes wrong while a run is on its way, with real processes."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests import processes
+
+STEPS = 60
+CONFIG = (
+    "--config", "configs/emoji.py:smoke", "--config.eval.pictures=0", "--config.save_every=20",
+    f"--config.steps={STEPS}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("reference")
+    code, _, err = processes.run("train.py", *CONFIG, "--workdir", workdir)
+    assert code == 0, err
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_saves_and_the_same_command_goes_on(reference, tmp_path, workers):
+    args = (*CONFIG, f"--config.data.workers={workers}", "--workdir", tmp_path)
+    process = processes.start("train.py", *args)
+    processes.wait_for((tmp_path / "metrics.jsonl").exists)
+    processes.wait_for(lambda: processes.losses(tmp_path))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 75, err
+    assert "asked to end (SIGTERM)" in err and "Traceback" not in err
+    code, _, err = processes.run("train.py", *args)
+    assert code == 0 and "resumed from step" in err, err
+    assert processes.fingerprints(tmp_path, STEPS) == processes.fingerprints(reference, STEPS)
+    assert processes.losses(tmp_path) == processes.losses(reference)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_costs_one_interval(reference, tmp_path):
+    args = (*CONFIG, "--workdir", tmp_path)
+    code, _, err = processes.run("train.py", *args)
+    assert code == 0, err
+    newest = tmp_path / "checkpoints" / str(STEPS)
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 16
+    largest.write_bytes(bytes(content))
+    code, _, err = processes.run("eval.py", "--workdir", tmp_path)
+    assert code == 2 and "cannot restore" in err, err
+    code, _, err = processes.run("train.py", *args)
+    assert code == 0 and f"resumed from step {STEPS - 20}" in err, err
+    assert (tmp_path / "damaged" / str(STEPS)).is_dir()
+    assert processes.fingerprints(tmp_path, STEPS) == processes.fingerprints(reference, STEPS)
+
+
+@pytest.mark.slow
+def test_a_step_that_hangs_shows_its_stacks_and_ends(tmp_path):
+    args = (*CONFIG, "--config.data.source=tests.faulty:Sleepy", "--config.data.kwargs={}")
+    args += ("--config.data.eval_splits=val", "--config.eval.best=", "--config.hang_seconds=5")
+    code, _, err = processes.run("train.py", *args, "--workdir", tmp_path)
+    assert code == 1
+    assert "Timeout (0:00:05)!" in err and "faulty.py" in err
+
+
+@pytest.mark.slow
+def test_training_asks_nothing_of_the_network(tmp_path):
+    """Every connection but those within the machine is an error."""
+    guard = """
+    import socket
+    real = socket.socket.connect
+    def connect(self, address):
+        if self.family == socket.AF_UNIX or str(address[0]) in ("127.0.0.1", "::1", "localhost"):
+            return real(self, address)
+        raise AssertionError(f"a connection to {address}")
+    def lookup(host, *args, real=socket.getaddrinfo, **kwargs):
+        assert host in (None, "", "127.0.0.1", "::1", "localhost"), f"a lookup of {host}"
+        return real(host, *args, **kwargs)
+    socket.socket.connect, socket.getaddrinfo = connect, lookup
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(guard))
+    command = [sys.executable, "train.py", *CONFIG, "--workdir", str(tmp_path / "run")]
+    env = processes.environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=processes.ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    probe = "import socket; socket.create_connection(('192.0.2.1', 80))"
+    refused = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True)
+    assert "AssertionError" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_stored_config_is_data(reference, tmp_path):
+    """Nothing in a run's folder is executed when it is evaluated."""
+
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    path = workdir / "config.json"
+    mark = tmp_path / "executed"
+    code = f"__import__('os').system('touch {mark}')"
+    path.write_text(path.read_text().replace('"wordpiece"', f'"{code}"'))
+    processes.run("eval.py", "--workdir", workdir)
+    assert not mark.exists()
