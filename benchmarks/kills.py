@@ -23,7 +23,8 @@ from tests import processes
 STEPS, EVERY = 60, 5
 COMMON = (
     "--config", "configs/emoji.py:smoke", f"--config.steps={STEPS}", f"--config.save_every={EVERY}",
-    "--config.eval.names=()", "--config.eval.best=", "--config.eval.pictures=0",
+    "--config.eval.names=()", "--config.eval.best=", "--config.data.eval_splits=()",
+    "--config.eval.pictures=0",
     "--config.mesh.heartbeat=10",
 )  # fmt: skip
 TOY = "{'modalities': ('image', 'text'), 'examples': 64}"

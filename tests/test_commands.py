@@ -24,7 +24,14 @@ def workdir(tmp_path_factory):
 
 
 def test_workdir_holds_what_the_readme_says(workdir):
-    for name in ("config.json", "metrics.jsonl", "tokenizer.json", "checkpoints/4", "eval/4.json"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "tokenizer.json",
+        "checkpoints/4",
+        "eval/4.json",
+        "goodput.json",
+    ):
         assert (workdir / name).exists(), name
     assert list((workdir / "tb").glob("events.*"))
     assert {p.suffix for p in (workdir / "pictures").iterdir()} == {".png"}
@@ -32,7 +39,8 @@ def test_workdir_holds_what_the_readme_says(workdir):
     first = processes.metrics(workdir)[0]
     assert first.keys() >= {"contrastive/loss", "itm/accuracy", "mlm/accuracy"}
     assert {k[6:] for k in first if k.startswith("train/")} == {
-        "loss", "grad_norm", "lr", "samples_per_s", "data_wait", "temperature",
+        "loss", "grad_norm", "lr", "samples_per_s", "data_wait", "temperature", "skipped",
+        "skipped_in_row",
     }  # fmt: skip
     once = {"run/compile_s", "run/first_step_s", "run/peak_memory_gib"}
     assert [once & row.keys() for row in processes.metrics(workdir)] == [

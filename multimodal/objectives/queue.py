@@ -51,3 +51,21 @@ def enqueue(queue, embeds: dict, ids, keep):
             return q.at[slots].set(x[start:].astype(q.dtype))
 
     return {k: write(old[k], new[k]) for k in old} | {"ptr": (queue["ptr"] + batch) % size}
+
+
+def from_ring(queue, batch):
+    """A queue whose batches of that size lie one after the other, as in the original ALBEF's files,
+    in the order of enqueue.
+    """
+    return _reordered(queue, lambda q: q.reshape(-1, batch, *q.shape[1:]))
+
+
+def to_ring(queue, batch):
+    """The inverse of from_ring."""
+    return _reordered(queue, lambda q: q.reshape(batch, -1, *q.shape[1:]))
+
+
+def _reordered(queue, split):
+    return {
+        k: v if k == "ptr" else split(v).swapaxes(0, 1).reshape(v.shape) for k, v in queue.items()
+    }

@@ -167,8 +167,11 @@ def _prepare(config, mesh):
 
 def check_kernel(kernel, mesh):
     """Raise UserError where the devices cannot run the attention kernel that the config names."""
-    wanted, there = PLATFORMS.get(kernel), mesh.devices.flat[0].platform
-    if wanted and there != wanted:
+    wanted = PLATFORMS.get(kernel)
+    if not wanted or isinstance(mesh, jax.sharding.AbstractMesh):  # the latter: a plan by formula
+        return
+    there = mesh.devices.flat[0].platform
+    if there != wanted:
         raise UserError(
             f"config.model.attention_kernel {kernel!r} runs on a {wanted}, here is a {there}: "
             "leave it 'auto'"

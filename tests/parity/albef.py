@@ -13,6 +13,7 @@ from multimodal.interop import import_weights
 from multimodal.interop.weights import make_table
 from multimodal.nn.model import Net, unit
 from multimodal.objectives import OBJECTIVES, Objective
+from multimodal.objectives.queue import from_ring, to_ring
 from multimodal.training.health import new_health
 from multimodal.training.optim import RULES, factors, make_optimizer
 from multimodal.training.step import State, make_loss, make_step, seed_key
@@ -49,15 +50,15 @@ def train_config(loaded, golden) -> ConfigDict:
     return c
 
 
-def first_state(loaded, tx) -> State:
-    """The state of step 0: weights, teacher and queue of the file."""
+def first_state(loaded, tx, batch) -> State:
+    """The state of step 0: weights, teacher and queue of the file; batch: examples of a step."""
     ema, queue = (jax.tree.map(jnp.asarray, t) for t in (loaded.source.ema, loaded.source.queue))
     return State(
         jnp.zeros((), jnp.int32),
         loaded.params,
         ema,
         tx.init(loaded.params),
-        queue,
+        from_ring(queue, batch),
         new_health(),
         seed_key(base()),
     )
@@ -146,7 +147,8 @@ def check_pretraining(folder, report):
         loaded = load_albef(folder, "pretrain_weights_init.safetensors", dtype)
         config = train_config(loaded, golden_config(folder))
         tx = make_optimizer(config, loaded.params)
-        run, state, gradients = make_recorder(config, loaded, tx), first_state(loaded, tx), []
+        run, gradients, size = make_recorder(config, loaded, tx), [], len(z[f"{steps[0]}.image"])
+        state = first_state(loaded, tx, size)
         for s in steps:
             record = {k.split(".", 1)[1]: v for k, v in z.items() if k.startswith(f"{s}.")}
             batch, draws = recorded(record, dtype)
@@ -160,7 +162,7 @@ def check_pretraining(folder, report):
         if path.is_file():
             theirs = loaded.gradients(report.load(path))
             compare_gradients(report, f"step {steps[0]} gradients", gradients[0], theirs, dtype)
-        check_final(folder, loaded, state, gradients, dtype, report)
+        check_final(folder, loaded, state, gradients, size, dtype, report)
 
 
 def check_losses(s, record, new, metrics, dtype, report):
@@ -169,7 +171,8 @@ def check_losses(s, record, new, metrics, dtype, report):
         report.compare(
             f"step {s} loss_{theirs}", metrics[f"{name}/loss"], record[f"loss_{theirs}"], dtype
         )
-    queue = {m: new.queue[m].T for m in ("image", "text")} | {"ptr": new.queue["ptr"][None]}
+    ring = to_ring(new.queue, len(record["image"]))
+    queue = {m: ring[m].T for m in ("image", "text")} | {"ptr": ring["ptr"][None]}
     names = {"image": "image_queue_after", "text": "text_queue_after", "ptr": "queue_ptr_after"}
     report.compare(f"step {s} queue", queue, {m: record[n] for m, n in names.items()}, dtype)
 
@@ -183,7 +186,7 @@ def check_outputs(s, record, ours, dtype, report):
     report.compare(f"step {s} outputs", shown, wanted, dtype)
 
 
-def check_final(folder, loaded, state, gradients, dtype, report):
+def check_final(folder, loaded, state, gradients, batch, dtype, report):
     """Weights, teacher, temperature and queue after the last step."""
     path = folder / "pretrain_weights_final.safetensors"
     if not path.is_file():
@@ -210,7 +213,8 @@ def check_final(folder, loaded, state, gradients, dtype, report):
     report.compare(
         "temperature at the end", state.params["temperature"], final.params["temperature"], dtype
     )
-    queue = {m: state.queue[m] for m in ("image", "text", "ptr")}
+    ring = to_ring(state.queue, batch)
+    queue = {m: ring[m] for m in ("image", "text", "ptr")}
     report.compare("queue at the end", queue, {m: final.queue[m] for m in queue}, dtype)
 
 
