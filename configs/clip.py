@@ -2,7 +2,9 @@
 (OpenCLIP, Cherti et al. 2023); add ,siglip for the sigmoid loss.
 
 `,tiled` is for TPUs: the mean of the patches instead of a class token, which makes 256 tokens of
-the 14-pixel patches, and rematerialisation. Give the data (tar shards and captions.jsonl) as
+the 14-pixel patches, and rematerialisation. With CLIP's own tokenizer instead of a trained one:
+--config.tokenizer.kind=clip --config.modalities.text.eot_id=49407. The data (tar shards and
+captions.jsonl) is
 --config.data.kwargs.folder.
 """
 

@@ -70,7 +70,24 @@ def get_tokenizer(config, workdir, source):
                 f"config.modalities.{m}.vocab_size is {room}: "
                 "make them agree, or use the tokenizer that the model was trained with"
             )
+        check_end(m, config.modalities[m], tokenizer)
     return tokenizer
+
+
+def check_end(name, tower, tokenizer):
+    """Raise UserError where a tower pools at a token that no caption of the tokenizer ends with."""
+    if tower.get("pool") != "eot":
+        return
+    end = tower.eot_id if tower.eot_id >= 0 else tokenizer.vocab_size - 1
+    if end != tokenizer.sep or not tokenizer.add_sep:
+        raise UserError(
+            f"config.modalities.{name}.pool 'eot' looks for token {end}, and captions end with "
+            + (
+                f"{tokenizer.sep}: set eot_id to it"
+                if tokenizer.add_sep
+                else "none: set config.tokenizer.add_sep"
+            )
+        )
 
 
 def of_first(tokenizer):

@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from multimodal.config import load_config
 from multimodal.data import clip_bpe
 from multimodal.data.tokenizer import Tokenizer, train_tokenizer
 from multimodal.errors import UserError
+from multimodal.training.setup import check_end
 from tests.data.test_tokenizer import ODD
 
 UNIGRAM = """
@@ -75,6 +77,15 @@ def test_unigram_is_the_same_in_every_process(tmp_path):
     assert [getattr(used, k) for k in ("pad", "unk", "cls", "sep", "mask")] == [0, 1, 2, 3, 4]
     ids = used.encode_batch(["[MASK] axst"], 20)[0]
     assert used.mask not in ids and used.decode(used.encode_batch(["axst aykrn"], 20)[0])
+
+
+def test_a_tower_that_pools_at_another_end_is_refused(clip):
+    tower = load_config("configs/clip.py").modalities.text
+    with pytest.raises(UserError, match="looks for token 3, and captions end with 49407"):
+        check_end("text", tower, clip)
+    for eot_id in (-1, 49_407):
+        tower.eot_id = eot_id
+        check_end("text", tower, clip)
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"#version\na b\n")])
