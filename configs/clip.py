@@ -4,8 +4,7 @@
 `,tiled` is for TPUs: the mean of the patches instead of a class token, which makes 256 tokens of
 the 14-pixel patches, and rematerialisation. With CLIP's own tokenizer instead of a trained one:
 --config.tokenizer.kind=clip --config.modalities.text.eot_id=49407. The data (tar shards and
-captions.jsonl) is
---config.data.kwargs.folder.
+captions.jsonl) is --config.data.kwargs.folder.
 """
 
 from configs import common
