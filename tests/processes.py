@@ -76,17 +76,22 @@ def losses(workdir):
 
 
 def metrics(workdir):
-    """Lines of metrics.jsonl by step."""
-    lines = pathlib.Path(workdir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    """Lines of metrics.jsonl; [] before there are any."""
+    path = pathlib.Path(workdir, "metrics.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def final_arrays(workdir, step):
-    """Every array of a checkpoint's state, by path."""
-    import jax
-    import orbax.checkpoint as ocp
+def finished(workdir, *args, devices=1):
+    """The workdir of a run that nothing interrupts, once it has ended."""
+    code, _, err = run("train.py", *args, "--workdir", workdir, devices=devices)
+    assert code == 0, err
+    return workdir
 
-    path = pathlib.Path(workdir, "checkpoints", str(step), "state").absolute()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.restore(path)
-    return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+def check_same_end(workdir, reference, step):
+    """Assert that two runs ended in the same state, bit for bit, with the same log."""
+    ours, theirs = (fingerprints(w, step) for w in (workdir, reference))
+    assert ours.keys() == theirs.keys()
+    assert not [k for k in ours if ours[k] != theirs[k]]
+    assert losses(workdir) == losses(reference)

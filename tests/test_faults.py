@@ -19,11 +19,7 @@ CONFIG = (
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """A run that nothing interrupts."""
-    workdir = tmp_path_factory.mktemp("reference")
-    code, _, err = processes.run("train.py", *CONFIG, "--workdir", workdir)
-    assert code == 0, err
-    return workdir
+    return processes.finished(tmp_path_factory.mktemp("reference"), *CONFIG)
 
 
 @pytest.mark.slow
@@ -31,7 +27,6 @@ def reference(tmp_path_factory):
 def test_sigterm_saves_and_the_same_command_goes_on(reference, tmp_path, workers):
     args = (*CONFIG, f"--config.data.workers={workers}", "--workdir", tmp_path)
     process = processes.start("train.py", *args)
-    processes.wait_for((tmp_path / "metrics.jsonl").exists)
     processes.wait_for(lambda: processes.losses(tmp_path))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=100)
@@ -39,8 +34,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(reference, tmp_path, workers
     assert "asked to end (SIGTERM)" in err and "Traceback" not in err
     code, _, err = processes.run("train.py", *args)
     assert code == 0 and "resumed from step" in err, err
-    assert processes.fingerprints(tmp_path, STEPS) == processes.fingerprints(reference, STEPS)
-    assert processes.losses(tmp_path) == processes.losses(reference)
+    processes.check_same_end(tmp_path, reference, STEPS)
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ class ArrayRecordSource:
         self.optional = tuple(about["optional"])
         self.targets = about["targets"]
         self.label_names = self.targets.get("label")
-        self._credit = about.get("credit", "")
+        self.credit = about.get("credit", "")
         good = [p for p in about["files"] if self._fits(folder, p, on_bad)]
         paths = [f"{folder / p['name']}[0:{p['examples']}]" for p in good]
         self._length = sum(p["examples"] for p in good)

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from multimodal.data.sources import build_source, is_label
-from multimodal.errors import UserError
+from multimodal.data.sources import build_source, is_label, texts_of
+from multimodal.errors import BadRecord, UserError
 
 FIELDS = ("source", "kwargs", "weight", "split")
 
@@ -17,7 +17,7 @@ class MixtureSource:
     examples then come round again, each time with other augmentation. Of N examples of an epoch a
     part has weight x N, rounded; weights (default: 1) need not sum to one. A part's split is that
     of the mixture unless it names its own. Modalities that a part lacks are missing from its
-    examples, its missing labels -1.
+    examples, its missing labels -1; a label of several classes at once must be in every part.
     Raises UserError for parts that do not fit together.
     """
 
@@ -30,12 +30,13 @@ class MixtureSource:
         self._ends = np.cumsum(_counts([len(p) for p in self._parts], self._weights(parts)))
         self.targets = self._merged()
         self.label_names = self.targets.get("label")
-        examples = [p[0] for p in self._parts]
+        examples = [_first(p) for p in self._parts]
         modalities = [{k for k in e if _is_modality(k)} for e in examples]
         some, every = set().union(*modalities), set.intersection(*modalities)
         optional = {m for p in self._parts for m in getattr(p, "optional", ())}
         self.optional = tuple(sorted(some - every | optional))
-        self._labels = {k: v for e in examples for k, v in e.items() if is_label(k)}
+        self._labels = self._find_labels(examples)
+        self.credit = "; ".join(sorted({c for p in self._parts if (c := getattr(p, "credit", ""))}))
         self.report = {
             f"{n}/{k}": v
             for n, p in zip(self._names, self._parts)
@@ -51,20 +52,12 @@ class MixtureSource:
         example = dict(source[(index - int(self._ends[part]) + len(self)) % len(source)])
         # Ids of different parts never meet: they are interleaved.
         example["id"] = example["id"] * len(self._parts) + part
-        for key, like in self._labels.items():
-            if key not in example:
-                example[key] = -1 if np.ndim(like) == 0 else np.zeros_like(like)
-        return example
+        return dict.fromkeys(self._labels, -1) | example
 
     def texts(self, modality):
         """All texts of a modality, each part's once."""
         for part in self._parts:
-            if hasattr(part, "texts"):
-                yield from part.texts(modality)
-                continue
-            for i in range(len(part)):
-                text = part[i].get(modality, ())
-                yield from [text] if isinstance(text, str) else text
+            yield from texts_of(part, modality)
 
     def _build(self, name, spec, split):
         unknown = sorted(set(spec) - set(FIELDS)) if isinstance(spec, dict) else ["no dict"]
@@ -82,6 +75,17 @@ class MixtureSource:
                 raise UserError(f"mixture: parts.{name}.weight is {w!r}: give a number above 0")
         return weights
 
+    def _find_labels(self, examples):
+        """Keys of the labels that some part has."""
+        values = {k: v for e in examples for k, v in e.items() if is_label(k)}
+        for name, example in zip(self._names, examples):
+            for key, value in values.items():
+                if key not in example and np.ndim(value):
+                    raise UserError(
+                        f"mixture: parts.{name} lacks {key!r}, which is several at once"
+                    )
+        return tuple(values)
+
     def _merged(self):
         merged = {}
         for name, part in zip(self._names, self._parts):
@@ -91,6 +95,16 @@ class MixtureSource:
                 if names and names != known:
                     raise UserError(f"mixture: parts.{name} has other classes of {key!r}")
         return merged
+
+
+def _first(source):
+    """The first example that can be read."""
+    for i in range(len(source)):
+        try:
+            return source[i]
+        except BadRecord as e:
+            bad = e
+    raise UserError(f"{source.name}: no record can be read; the last: {bad}")
 
 
 def _is_modality(key):

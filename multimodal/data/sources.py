@@ -72,6 +72,16 @@ def _check_arguments(name, cls, split, kwargs):
         ) from None
 
 
+def texts_of(source, modality):
+    """All texts of a modality, where the source can without reading the other modalities."""
+    if hasattr(source, "texts"):
+        yield from source.texts(modality)
+        return
+    for i in range(len(source)):
+        text = source[i].get(modality, ())
+        yield from [text] if isinstance(text, str) else text
+
+
 def is_label(key):
     """Whether a key of an example is a label."""
     return key == "label" or key.startswith("label_")

@@ -11,7 +11,7 @@ import numpy as np
 from multimodal import objectives
 from multimodal.data import fast_image
 from multimodal.data.pipeline import Pipeline
-from multimodal.data.sources import build_source
+from multimodal.data.sources import build_source, texts_of
 from multimodal.data.tokenizer import Tokenizer, train_tokenizer
 from multimodal.data.transforms import build_transforms
 from multimodal.errors import UserError
@@ -61,7 +61,7 @@ def get_tokenizer(config, workdir, source):
     elif config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer)
     else:
-        tokenizer = of_first(train_tokenizer(_captions(source, texts[0]), config.tokenizer))
+        tokenizer = of_first(train_tokenizer(texts_of(source, texts[0]), config.tokenizer))
     for m in texts:
         room = config.modalities[m].vocab_size
         if tokenizer.vocab_size > room:
@@ -100,15 +100,6 @@ def of_first(tokenizer):
     copy = Tokenizer.__new__(Tokenizer)
     copy.__setstate__(json.loads(_of_first(found).tobytes()))
     return copy
-
-
-def _captions(source, modality):
-    if hasattr(source, "texts"):  # without reading the other modalities
-        yield from source.texts(modality)
-        return
-    for i in range(len(source)):
-        text = source[i].get(modality, ())
-        yield from [text] if isinstance(text, str) else text
 
 
 def get_pipeline(config, source, tokenizer):

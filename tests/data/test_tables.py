@@ -45,6 +45,11 @@ class Numbers(ArraySource):
         return super().__getitem__(index)
 
 
+class Several(ArraySource):
+    def __init__(self, split):
+        super().__init__(split, text=["a"], label_many=[np.array([0, 1], np.uint8)])
+
+
 def png(shade):
     file = io.BytesIO()
     Image.new("RGB", (4, 4), (shade, 0, 0)).save(file, "PNG")
@@ -95,6 +100,19 @@ def test_what_a_part_lacks_is_missing():
 def test_parts_that_do_not_work(given):
     with pytest.raises(UserError):
         MixtureSource("train", given)
+
+
+def test_credit_and_bad_first_records():
+    given = parts(a=1) | {"b": dict(source="numbers_for_tests", kwargs=dict(count=5, bad=2))}
+    given["c"] = dict(source="tfds", kwargs=dict(name="emoji_names"), split="unseen_glyph")
+    mixed = MixtureSource("train", given)
+    assert "Twemoji" in mixed.credit and mixed.optional == ("image",)
+
+
+def test_several_labels_at_once_must_be_in_every_part():
+    several = "tests.data.test_tables:Several"
+    with pytest.raises(UserError, match="parts.a lacks 'label_many'"):
+        MixtureSource("train", parts(a=1) | {"b": dict(source=several)})
 
 
 def test_a_record_comes_back():
@@ -284,6 +302,18 @@ def test_parquet(tmp_path):
         ParquetSource("train", files, COLUMNS | {"text": "caption_"})
     with pytest.raises(UserError, match="no Parquet files match"):
         ParquetSource("val", files, COLUMNS)
+
+
+def test_a_path_in_a_table_is_never_followed(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    (tmp_path / "secret.png").write_bytes(png(1))
+    row = {"bytes": None, "path": str(tmp_path / "secret.png")}
+    pq.write_table(pa.table({"picture": [row]}), tmp_path / "train.parquet")
+    source = ParquetSource("train", str(tmp_path / "train.parquet"), {"image": "picture"})
+    with pytest.raises(BadRecord, match="a path and no bytes"):
+        source[0]
 
 
 def test_damaged_parquet(tmp_path):
