@@ -92,7 +92,7 @@ def run_command(main, doc, required):
         sys.exit(2)
     except Preempted as e:
         print(
-            f"asked to end (SIGTERM): {e or 'all is saved'}; the same command goes on",
+            f"asked to end (SIGTERM): {str(e) or 'all is saved'}; the same command goes on",
             file=sys.stderr,
         )
         sys.exit(75)

@@ -92,11 +92,8 @@ class Run:
         self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
         self.tokenizer, self.checkpoints, self.startup = tokenizer, checkpoints, startup
         self.goodput, self.about = goodput, about
-        self.lr, self.advice, self.watch = (
-            learning_rate(config),
-            Advice(config),
-            Watch(config.skip.most),
-        )
+        self.lr, self.advice = learning_rate(config), Advice(config)
+        self.watch = Watch(config.skip.most)
         self.watchdog, self.preemption = Watchdog(config.hang_seconds), Preemption()
 
     def steps(self, state, step_fn, pipeline, profile=""):
