@@ -45,7 +45,8 @@ def test_a_damaged_checkpoint_costs_one_interval(reference, tmp_path):
     newest = tmp_path / "checkpoints" / str(STEPS)
     largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 16
+    for place in range(500, len(content), 1000):  # eval.py reads, and verifies, only a part of it
+        content[place] ^= 16
     largest.write_bytes(bytes(content))
     code, _, err = processes.run("eval.py", "--workdir", tmp_path)
     assert code == 2 and "cannot restore" in err, err

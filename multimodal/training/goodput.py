@@ -63,23 +63,31 @@ class Goodput:
 
     def saved(self):
         """All steps until now are safe."""
+        self.begin(self._kind)
         self._unsaved = 0.0
-
-    def _add(self, kind, seconds):
-        self.seconds[kind] += seconds
-        if kind == "step":
-            self._unsaved += seconds
+        self.write()
 
     def row(self) -> dict:
         """Share of time that went into steps that count, for a line of the log; and write the
         file.
         """
-        self.begin(self._kind)
-        if self._active:
-            part = self._path.with_suffix(".part")
-            rounded = {k: round(v, 3) for k, v in self.seconds.items()}
-            part.write_text(
-                json.dumps({"seconds": rounded, "unsaved": round(self._unsaved, 3)}) + "\n"
-            )
-            os.replace(part, self._path)
+        self.write()
         return {"run/goodput": self.seconds["step"] / max(sum(self.seconds.values()), 1e-9)}
+
+    def write(self):
+        """Leave the sums on disk, at no moment half of them."""
+        self.begin(self._kind)
+        if not self._active:
+            return
+        part = self._path.with_suffix(".part")
+        rounded = {k: round(v, 3) for k, v in self.seconds.items()}
+        part.write_text(
+            json.dumps({"seconds": rounded, "unsaved": round(self._unsaved, 3)}) + "\n",
+            encoding="utf-8",
+        )
+        os.replace(part, self._path)
+
+    def _add(self, kind, seconds):
+        self.seconds[kind] += seconds
+        if kind == "step":
+            self._unsaved += seconds

@@ -174,10 +174,10 @@ class Run:
             self.checkpoints.save(state, self.about)
         self.goodput.saved()
         if asked and step < c.steps:
-            self.goodput.row()
             raise Preempted(f"saved at step {step}")
         if evaluate:
             self.evaluate(step, state, logger)
+            self.goodput.write()
         clock.restart()
 
     def evaluate(self, step, state, logger):

@@ -54,12 +54,18 @@ def smooth(values, window):
 
 
 def _series(rows):
-    """{key: (steps, values)}; where a step was logged twice, the later value counts."""
+    """{key: (steps, values)}; where a step was logged twice, the later value counts.
+
+    Left out are what a run cost (run/...), and counts of skipped steps that stayed zero.
+    """
     series = collections.defaultdict(dict)
     for row in rows:
         for key, value in row.items():
-            if key != "step" and isinstance(value, int | float):
+            if key != "step" and not key.startswith("run/") and isinstance(value, int | float):
                 series[key][row["step"]] = value
+    for key in ("train/skipped", "train/skipped_in_row"):
+        if not any(series.get(key, {}).values()):
+            series.pop(key, None)
     # One point is no curve: a run's only evaluation is in its table.
     longest = max(map(len, series.values()), default=0)
     series = {key: values for key, values in series.items() if len(values) > 1 or longest == 1}
