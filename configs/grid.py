@@ -35,11 +35,22 @@ def get_config(arg=""):
         depth=4,
         **sizes,
     )
+    # Lips move by a 30th of the grey levels, about a face that stays and tells nothing of the words:
+    # what moves, of a coarse picture, and weights of their own for each time.
     c.modalities.video = common.video_tower(
-        frames=25, size=64, channels=1, patch=64, tubelet=1, depth=3, **sizes
+        encoder="frames",
+        frames=25,
+        size=16,
+        channels=1,
+        patch=16,
+        motion=True,
+        std=(0.03,) * 3,
+        depth=1,
+        temporal="concat",
+        dropout=0.3,
+        augment="shift",
+        **sizes,
     )
-    # Lips move by a 30th of the grey levels, about a face that stays: a token a frame, made larger.
-    c.modalities.video.update(mean=(0.565,) * 3, std=(0.1,) * 3)
     c.data.source = "records"
     c.data.kwargs = dict(
         root="../shared/data/grid_s1",

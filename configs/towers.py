@@ -166,7 +166,9 @@ def video_tower(**changes):
     c.attention = "joint"
     c.position_embedding = "learned"  # | 'sinusoid': fixed (VideoMAE)
     c.final_norm = "tokens"  # | 'none' (VideoMAE)
-    c.temporal = "transformer"  # of 'frames': 'transformer' | 'mean'
+    c.motion = False  # True: each pixel less its mean over the clip
+    # of 'frames': 'transformer' | 'mean' | 'concat' (a dense layer of all of them)
+    c.temporal = "transformer"
     c.temporal_depth = 1  # blocks over time, where there are some
     _blocks(c)
     c.pool = "mean"  # 'class' | 'mean' | 'none'

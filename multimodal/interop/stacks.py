@@ -24,6 +24,15 @@ def stack_flat(flat: dict, like) -> dict:
 
     A scanned leaf of which some layer is missing from `flat` is left out.
     """
+    out, groups = group_layers(flat, like)
+    for path, layers in groups.items():
+        if sorted(layers) == list(range(len(layers))):
+            out[path] = np.stack([layers[i] for i in range(len(layers))])
+    return out
+
+
+def group_layers(flat: dict, like) -> tuple[dict, dict]:
+    """({path: array} of what is not scanned in `like`, {scanned path: {layer: array}})."""
     out, groups = {}, {}
     for path, x in flat.items():
         whole = re.sub(r"/block_\d+/", "/blocks/", path, count=1)
@@ -31,10 +40,7 @@ def stack_flat(flat: dict, like) -> dict:
             groups.setdefault(whole, {})[int(re.search(r"/block_(\d+)/", path)[1])] = x
         else:
             out[path] = x
-    for path, layers in groups.items():
-        if sorted(layers) == list(range(len(layers))):
-            out[path] = np.stack([layers[i] for i in range(len(layers))])
-    return out
+    return out, groups
 
 
 def unstack_layers(params: dict) -> dict:

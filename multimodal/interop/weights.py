@@ -12,9 +12,10 @@ from multimodal.errors import UserError
 from multimodal.interop import engine, files, formats
 from multimodal.interop.hints import read_hints, settle_act
 from multimodal.interop.reader import Reader
-from multimodal.interop.stacks import stack_flat, unstack_flat
+from multimodal.interop.stacks import group_layers, stack_flat, unstack_flat
 from multimodal.nn.model import build_model
 from multimodal.objectives.queue import EMPTY
+from multimodal.training.sharding import placed
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def import_weights(
 
 def read(state, name, prefix, where, cfg, shapes, allow_unused, allow_missing, resize):
     """{'params/...': array, 'ema/...', 'queue/...'} with separate blocks."""
-    dummies = unstack_flat({k: np.broadcast_to(np.int8(0), s) for k, s in shapes.items()})
+    dummies = unstack_flat(shapes_only(shapes))
     wanted = {f"{part}/{k}": v.shape for part in ("params", "ema") for k, v in dummies.items()}
     table = make_table(name, cfg, prefix)
     return engine.load(
@@ -237,7 +238,8 @@ def initialise_from(params, init_cfg, model_cfg):
     """Parameters with those of a weights file put in; what allow_missing lets pass keeps its value.
 
     Args:
-      params: the model's initial parameters, scanned stacks or not.
+      params: the model's initial parameters, scanned stacks or not; what takes their places lies
+        on the devices as they do.
       init_cfg: config.init: path, format, act, allow_unused, allow_missing, resize_pos_embed.
       model_cfg: the whole config; `modalities` and `model` are read.
 
@@ -262,12 +264,22 @@ def initialise_from(params, init_cfg, model_cfg):
         init_cfg["resize_pos_embed"],
     )
     found = {k.removeprefix("params/"): v for k, v in found.items() if k.startswith("params/")}
-    merged = unstack_flat(flat)
-    kept = sorted(set(merged) - set(found))
-    log.info("%s: %d weights read, %d keep their initial values", where, len(found), len(kept))
-    merged |= {k: jnp.asarray(v, merged[k].dtype) for k, v in found.items()}
-    stacked = {k: jnp.asarray(v) for k, v in stack_flat(merged, flat).items()}
-    return unflatten_dict(stacked, sep="/")
+    kept = len(unstack_flat(shapes_only(shapes))) - len(found)
+    log.info("%s: %d weights read, %d keep their initial values", where, len(found), kept)
+    alone, stacks = group_layers(found, flat)
+    flat |= {k: placed(v, flat[k]) for k, v in alone.items()}
+    for k, layers in stacks.items():
+        if len(layers) == len(flat[k]):
+            flat[k] = placed(np.stack([layers[i] for i in range(len(layers))]), flat[k])
+        else:  # the other layers keep their initial values
+            rows = np.stack([layers[i] for i in sorted(layers)]).astype(flat[k].dtype)
+            flat[k] = jnp.asarray(flat[k]).at[np.array(sorted(layers))].set(rows)
+    return unflatten_dict(flat, sep="/")
+
+
+def shapes_only(shapes) -> dict:
+    """{path: array without memory} for {path: shape}."""
+    return {k: np.broadcast_to(np.int8(0), s) for k, s in shapes.items()}
 
 
 def export_weights(params, cfg, format, ema=None, queue=None) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import check_pool
-from multimodal.nn.layers import Tokens, fold_keys, shared_fields
+from multimodal.nn.layers import Tokens, dropout, fold_keys, layer_norm, shared_fields
 from multimodal.nn.vit import PatchTransformer, ViT, normalize
 
 POOLS = ("class", "mean", "none")
@@ -24,7 +24,8 @@ def pixels(module, video):
             f"{video.shape[1:]}: set modalities.<m>.frames, size and channels to the data's"
         )
     mean, std = module.mean[: module.channels], module.std[: module.channels]
-    return normalize(video, mean, std, module.dtype)
+    video = normalize(video, mean, std, module.dtype)
+    return video - video.mean(1, keepdims=True) if module.motion else video
 
 
 def tubelets(video, depth, patch):
@@ -59,6 +60,7 @@ class ClipTransformer(PatchTransformer):
     size: int = 224
     channels: int = 3
     patch: int = 16
+    motion: bool = False  # see what moves only: each pixel less its mean over the clip
     temporal_depth: int = 1
     pool: str = "mean"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -127,23 +129,35 @@ class FrameTransformer(ClipTransformer):
 
     Takes uint8 [B, frames, size, size, channels], normalised here, or floats as they are. A frame's
     feature is its class token, or the mean of its patches. temporal 'mean' averages those;
-    'transformer' runs `temporal_depth` blocks over them. Tokens: with a temporal Transformer and a
+    'concat' takes a dense layer of all, with weights of its own for each time; 'transformer' runs
+    `temporal_depth` blocks over them. Tokens: with a temporal Transformer and a
     class token that one first, then one token a frame. depth 0 leaves out the blocks over time.
     """
 
-    temporal: str = "transformer"  # | 'mean'
+    temporal: str = "transformer"  # | 'mean' | 'concat'
 
     @nn.compact
     def __call__(self, video, present, keys=None, mask=None):
         check_pool(self, POOLS)
-        if self.temporal not in ("transformer", "mean"):
+        if self.temporal not in ("transformer", "mean", "concat"):
             raise UserError(
                 f"config.modalities.<m>.temporal: unknown {self.temporal!r}; "
-                "known: transformer, mean"
+                "known: transformer, mean, concat"
             )
         video = pixels(self, video)
         x = self.one_time(ViT, "frame", video, present, fold_keys(keys, 0))
         if self.temporal == "transformer":
             return self.over_time(x, present, fold_keys(keys, 1))
+        if self.temporal == "concat":  # tokens that another network can tell apart by time as well
+            x = self._add_positions(x)
         mask = jnp.broadcast_to(present[:, None], x.shape[:2])
-        return Tokens(x, mask, fold_keys(keys, 1)), None if self.pool == "none" else x.mean(1)
+        pooled = None
+        if self.pool != "none":
+            pooled = x.mean(1) if self.temporal == "mean" else self.over_all(x, keys)
+        return Tokens(x, mask, fold_keys(keys, 1)), pooled
+
+    def over_all(self, x, keys):
+        """A dense layer of the features of all times [B, T, D] -> [B, width]."""
+        x = dropout(x.reshape(len(x), -1), self.dropout, fold_keys(keys, 2))
+        x = nn.Dense(self.width, dtype=self.dtype, name="times")(x)
+        return layer_norm(self.eps, self.dtype, "times_norm")(x)

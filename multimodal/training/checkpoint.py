@@ -187,12 +187,13 @@ def _score(workdir, step, metric):
     return scores.get(metric, -math.inf)
 
 
-def restore_params(workdir, step="latest"):
+def restore_params(workdir, step="latest", host=False):
     """(step, params, ema or None) of a checkpoint, on the default device; the optimizer's state is
     not read.
 
     Args:
       step: 'latest', 'best' or a number.
+      host: NumPy arrays instead, which need no device that holds them all.
     Raises UserError if there is none, or it does not verify, or the workdir has got another
     tokenizer since.
     """
@@ -213,6 +214,8 @@ def restore_params(workdir, step="latest"):
                 lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), wanted
             )
             restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+            if host:
+                restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), like)
             args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
             found = reader.restore(path, args=args)
             check_arrays(found, meta)

@@ -148,11 +148,12 @@ def build_state(config, mesh, import_weights=True):
     """
     model, tx, shapes, init, start = _prepare(config, mesh)
     rng = seed_key(config)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     if config.init.path and import_weights:
-        make, args = start, (initialised(init(rng), config),)
+        params = jax.jit(init, out_shardings=shardings.params)(rng)
+        make, args = start, (initialised(params, config),)
     else:
         make, args = lambda rng: start(init(rng), rng=rng), (rng,)
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     return model, tx, jax.jit(make, out_shardings=shardings)(*args)
 
 

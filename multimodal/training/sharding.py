@@ -135,6 +135,16 @@ def check_batch(batch_size: int, mesh, micro_batches: int, processes: int = 1):
         )
 
 
+def placed(value, like):
+    """A host's array with the type of `like` and, where that is a jax.Array, laid out as it: each
+    device gets its part only. Every process must give the same value.
+    """
+    value = np.asarray(value, like.dtype)
+    if not isinstance(like, jax.Array):
+        return value
+    return jax.make_array_from_callback(value.shape, like.sharding, lambda part: value[part])
+
+
 def to_global(batch, mesh):
     """This process's slice of a batch (NumPy) -> global arrays, sharded over the mesh."""
     sharding = batch_sharding(mesh)

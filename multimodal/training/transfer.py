@@ -4,11 +4,10 @@ import logging
 import pathlib
 import re
 
-import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from multimodal.errors import UserError
+from multimodal.training.sharding import placed
 
 log = logging.getLogger(__name__)
 # Heads that a task may add or leave.
@@ -43,7 +42,7 @@ def from_run(params, init):
     from multimodal.training.checkpoint import restore_params
 
     folder, step = _split(init.path)
-    step, found, _ = restore_params(folder, step)
+    step, found, _ = restore_params(folder, step, host=True)
     mine, theirs = flatten_dict(params, sep="/"), flatten_dict(found, sep="/")
 
     def unknown(names, allowed):
@@ -70,5 +69,4 @@ def from_run(params, init):
     log.info(
         "%s, step %s: %d arrays read, %d new", folder, step, len(shared), len(mine) - len(shared)
     )
-    taken = {k: jnp.asarray(np.asarray(theirs[k]), mine[k].dtype) for k in shared}
-    return unflatten_dict(mine | taken, sep="/")
+    return unflatten_dict(mine | {k: placed(theirs[k], mine[k]) for k in shared}, sep="/")

@@ -35,11 +35,12 @@ TOWERS = {
     "factorised_class": video_tower(**FILM, attention="factorised", pool="class"),
     "frames": video_tower(**FILM, encoder="frames", pool="class"),
     "frames_mean": video_tower(**FILM, encoder="frames", temporal="mean", pool="none"),
+    "frames_concat": video_tower(**FILM, encoder="frames", temporal="concat", motion=True),
     "layer_scale": video_tower(**FILM, layer_scale=0.1),
 }
 LENGTHS = {"spectrogram": 6, "ast": 6, "whisper": 3, "wav2vec2": 39, "factorised": 2, "frames": 5}
 LENGTHS |= {"joint": 8, "joint_sinusoid": 9, "factorised_class": 3, "frames_mean": 4}
-LENGTHS |= {"layer_scale": 8}
+LENGTHS |= {"layer_scale": 8, "frames_concat": 4}
 
 
 def inputs(name, batch=3):
@@ -178,6 +179,17 @@ def test_tubelets_are_a_convolution():
         x, w, (2, 4, 4), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
     close(tubelets(x, 2, 4) @ w.reshape(-1, 5), want.reshape(2, 2, 4, 5))
+
+
+def test_motion_sees_no_still_picture():
+    """A picture that is added to every frame changes nothing; one in a single frame does."""
+    x = inputs("frames_concat").astype(np.float32) / 255
+    still = np.random.default_rng(1).normal(size=x[:, :1].shape).astype(np.float32)
+    module, params = built("frames_concat")
+    plain = run(module, params, x)[1]
+    close(run(module, params, x + still)[1], plain)
+    x[:, :1] += still
+    assert np.abs(run(module, params, x)[1] - plain).max() > 1e-2
 
 
 def test_tokens_are_where_the_documentation_says():
