@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
+from multimodal import paths
 from multimodal.data import clip_bpe, unigram, wordpiece
 from multimodal.errors import UserError
 
@@ -112,8 +113,7 @@ class Tokenizer:
         if str(path).endswith(".gz"):
             return cls(clip_bpe.backend(path))
         try:
-            with open(path, encoding="utf-8") as f:
-                text = f.read()
+            text = paths.read(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"cannot read the tokenizer {str(path)!r} ({e})") from None
         if str(path).endswith(".txt"):
