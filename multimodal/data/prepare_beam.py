@@ -5,9 +5,9 @@
 
 What stands after `--` is Beam's. The files are those of prepare.py, byte by byte, and one of the
 two goes on where the other was killed. All workers must have this package and see the source and
---out. Beam's counters `examples` and `left_out` tell how far it is. Beam (`pip install apache-beam`,
-in an environment of its own) is no extra of this package: its bounds would hold back the tested
-versions of NumPy, Pillow, Protobuf and PyArrow.
+--out. Beam's counters `examples` and `left_out` tell how far it is. Beam comes by `pip install
+apache-beam` in an environment of its own; it is no extra of this package, because its bounds would
+hold back the tested versions of NumPy, Pillow, Protobuf and PyArrow.
 """
 
 import argparse
