@@ -60,7 +60,8 @@ def base():
 
     c.tokenizer = ConfigDict()
     c.tokenizer.kind = "wordpiece"  # | 'unigram' | 'clip' (of an installed package, not trained)
-    # a tokenizer.json, vocab.txt or CLIP's .txt.gz; '': train one on the training captions
+    # a tokenizer.json, vocab.txt, CLIP's .txt.gz or SentencePiece's .model, also by URL; '': train
+    # one on the training captions
     c.tokenizer.path = ""
     c.tokenizer.vocab_size = 4096
     c.tokenizer.add_sep = True  # end a caption with [SEP]; the original ALBEF does not
@@ -152,8 +153,8 @@ def _optim(c):
     c.optim.critic.steps = 0  # of theirs to one of everything else; 0: both at every step
 
     c.init = ConfigDict()  # start from other weights
-    # A run's folder (or runs/x/checkpoints/500), .safetensors, .pth (tensors only), or a folder
-    # that holds one
+    # A run's folder (or runs/x/checkpoints/500), .safetensors, .pth (tensors only), a folder that
+    # holds one, or a URL of any of them
     c.init.path = ""
     c.init.freeze = False  # True: a linear probe, only classifiers train; False: everything does
     c.init.format = "auto"  # 'auto' or a name in interop/

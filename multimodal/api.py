@@ -13,6 +13,7 @@ import pathlib
 
 import numpy as np
 
+from multimodal import paths
 from multimodal.errors import UserError
 from multimodal.evals.classification import classifiers_of, logits_of
 from multimodal.evals.embed import (
@@ -28,12 +29,21 @@ from multimodal.nn.model import JOINT, Net, build_model
 
 
 def load(workdir, step="latest", ema=False) -> "Loaded":
-    """The model of a run's folder, or of one checkpoint in it (`runs/emoji/checkpoints/500`).
+    """The model of a run's folder, or of one checkpoint in it (`runs/emoji/checkpoints/500`, or a
+    URL: `gs://bucket/emoji/checkpoints/500`).
 
     Args:
       step: a number, 'latest' or 'best'; ema: take the teacher's parameters.
     Raises: UserError for a folder that is not a run's, a missing step, another model's tokenizer.
     """
+    if paths.is_remote(workdir):
+        from multimodal.training.transfer import local_copy
+
+        if step == "best":
+            raise UserError(f"{workdir}: name the checkpoint, {workdir}/checkpoints/STEP")
+        url = workdir if step == "latest" else f"{workdir}/checkpoints/{step}"
+        with local_copy(url) as copy:
+            return load(copy, ema=ema)
     workdir = pathlib.Path(workdir).expanduser()
     if workdir.parent.name == "checkpoints" and workdir.name.isdigit():
         workdir, step = workdir.parent.parent, workdir.name

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 
+from multimodal import paths
 from multimodal.errors import Preempted, Unhealthy, UserError
 
 BEGAN = time.perf_counter()  # near enough to the start of the program
@@ -66,6 +67,7 @@ def parse_args(doc, required, argv):
     for name in required:
         if not getattr(args, name) and not (name == "workdir" and getattr(args, "plan", "")):
             raise UserError(f"--{name} is missing; usage: {doc.strip().split(': ', 1)[-1]}")
+    paths.must_be_local(args.workdir, "--workdir")
     return args
 
 

@@ -12,6 +12,7 @@ import struct
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from multimodal import paths
 from multimodal.errors import BadRecord, UserError
 
 DTYPE = re.compile(r"\|b1|\|[iu]1|<[iuf][248]")  # of arrays
@@ -81,6 +82,7 @@ class ArrayRecordSource:
     """
 
     def __init__(self, split, folder, on_bad="error"):
+        paths.must_be_local(folder, "folder of ArrayRecord files")
         folder = pathlib.Path(folder).expanduser()
         self.name, self.report = f"{folder.name}:{split}", {}
         about = read_about(folder, split)
@@ -89,9 +91,9 @@ class ArrayRecordSource:
         self.label_names = self.targets.get("label")
         self.credit = about.get("credit", "")
         good = [p for p in about["files"] if self._fits(folder, p, on_bad)]
-        paths = [f"{folder / p['name']}[0:{p['examples']}]" for p in good]
+        parts = [f"{folder / p['name']}[0:{p['examples']}]" for p in good]
         self._length = sum(p["examples"] for p in good)
-        self._data = ArrayRecordDataSource(paths) if paths else ()
+        self._data = ArrayRecordDataSource(parts) if parts else ()
 
     def _fits(self, folder, part, on_bad):
         path = folder / part["name"]

@@ -7,6 +7,7 @@ import pathlib
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from multimodal import paths
 from multimodal.errors import UserError
 
 FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -38,7 +39,7 @@ def backend(path="") -> Tokenizer:
     """
     path = path or find()
     try:
-        with gzip.open(path) as f:
+        with paths.open_binary(path) as raw, gzip.open(raw) as f:
             lines = f.read(_LIMIT).decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not CLIP's {FILE} ({e!s:.100})") from None

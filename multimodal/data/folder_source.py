@@ -2,9 +2,10 @@
 
 import os
 
+from multimodal import paths
 from multimodal.data import jsonl_rows
 from multimodal.data.sources import read_label_names
-from multimodal.errors import BadRecord
+from multimodal.errors import UserError
 
 
 class JsonlFolderSource:
@@ -32,22 +33,18 @@ class JsonlFolderSource:
     ):
         self.name = f"{os.path.basename(jsonl)}:{split}"
         self.label_names = read_label_names(label_names)
-        self._folder = os.path.realpath(folder or os.path.dirname(os.path.abspath(jsonl)))
+        self._folder = paths.real(folder or paths.folder_of(jsonl))
         self._fields = (image_field, text_field, id_field, label_field)
-        self._template = template
+        self._template, self._listed = template, {}
         self._rows = self._read(jsonl, split, split_field)
+        self._listed = {}
 
     def __len__(self):
         return len(self._rows)
 
     def __getitem__(self, index):
         number, path, texts, label = self._rows[index]
-        try:
-            with open(path, "rb") as f:
-                image = f.read()
-        except OSError as e:
-            raise BadRecord(f"cannot read {path!r}: {e.strerror}") from None
-        example = {"id": number, "image": image, "text": texts}
+        example = {"id": number, "image": paths.read_example(path), "text": texts}
         return example if label is None else {**example, "label": label}
 
     def _read(self, path, split, split_field):
@@ -72,13 +69,14 @@ class JsonlFolderSource:
     def _inside(self, path, line, name):
         """The real path of an image, which must be a file inside the folder."""
         try:
-            full = os.path.realpath(os.path.join(self._folder, name))
-            inside = os.path.commonpath([full, self._folder]) == self._folder
-            exists = inside and os.path.isfile(full)
-        except (ValueError, UnicodeEncodeError) as e:
+            full = paths.real(paths.inside(self._folder, name, "image"))
+            if not paths.is_remote(full):  # a link may lead elsewhere
+                paths.inside(self._folder, full, "image")
+            exists = paths.is_file(full, self._listed)
+        except UserError as e:
+            raise jsonl_rows.fault(path, line, e) from None
+        except ValueError as e:
             raise jsonl_rows.fault(path, line, f"image {name!r} is no path ({e})") from None
-        if not inside:
-            raise jsonl_rows.fault(path, line, f"image {name!r} lies outside {self._folder!r}")
         if not exists:
             raise jsonl_rows.fault(path, line, f"image {name!r} does not exist in {self._folder!r}")
         return full

@@ -2,14 +2,14 @@
 
 import json
 
+from multimodal import paths
 from multimodal.errors import UserError
 
 
 def read_jsonl(path):
     """Objects of a JSONL file: list of (line number, dict); blank lines and a BOM may be there."""
     try:
-        with open(path, "rb") as f:
-            data = f.read()
+        data = paths.read(path)
     except OSError as e:
         raise UserError(f"cannot read {str(path)!r}: {e.strerror}") from None
     if data[:2] == b"\x1f\x8b":

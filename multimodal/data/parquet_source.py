@@ -1,13 +1,13 @@
 """Tables: Parquet files, and Hugging Face's map-style data sets on disk."""
 
 import bisect
-import glob
 import itertools
 import os
 import threading
 
 import numpy as np
 
+from multimodal import paths
 from multimodal.data.extras import require
 from multimodal.data.sources import is_label
 from multimodal.errors import BadRecord, UserError
@@ -64,13 +64,14 @@ class ParquetSource(_Table):
     """Rows of Parquet files: `ParquetSource('train', files='data/{split}-*.parquet',
     columns=dict(image='image', text='caption'))`.
 
-    files: a pattern or a list of them, `{split}` filled in. Needs the extra `parquet`.
+    files: a pattern or a list of them, also of URLs; `{split}` filled in. Needs the extra
+    `parquet`.
     """
 
     def __init__(self, split, files, columns):
         self._parquet = require("pyarrow.parquet", "parquet", "reading Parquet files")
         patterns = [files] if isinstance(files, str) else list(files)
-        found = (glob.glob(os.path.expanduser(p.replace("{split}", split))) for p in patterns)
+        found = (paths.find(p.replace("{split}", split)) for p in patterns)
         self._paths = sorted(set(itertools.chain.from_iterable(found)))
         if not self._paths:
             raise UserError(f"no Parquet files match {files!r} (split {split!r})")
@@ -98,7 +99,7 @@ class ParquetSource(_Table):
 
     def _open(self, path):
         try:
-            return self._parquet.read_metadata(path)
+            return self._parquet.read_metadata(paths.handle(path))
         except Exception as e:  # pyarrow's errors are many
             raise UserError(f"{path}: not a Parquet file ({str(e).splitlines()[0]:.100})") from None
 
@@ -118,12 +119,10 @@ class ParquetSource(_Table):
                 return self._cache[place]
         number, group = self._groups[place]
         try:
-            file = self._parquet.ParquetFile(self._paths[number])
+            file = self._parquet.ParquetFile(paths.handle(self._paths[number]))
             table = file.read_row_group(group, columns=sorted(set(self._columns.values())))
         except Exception as e:  # as above
-            raise BadRecord(
-                f"{self._paths[number]}, row group {group}: {str(e).splitlines()[0]:.100}"
-            ) from None
+            raise paths.failure(e, self._paths[number]) from None
         with self._lock:
             while len(self._cache) >= GROUPS:
                 self._cache.pop(next(iter(self._cache)))
@@ -133,7 +132,8 @@ class ParquetSource(_Table):
         """All texts of a modality, without reading anything else."""
         column = self._columns[modality]
         for path in self._paths:
-            for batch in self._parquet.ParquetFile(path).iter_batches(columns=[column]):
+            file = self._parquet.ParquetFile(paths.handle(path))
+            for batch in file.iter_batches(columns=[column]):
                 for value in batch.column(0).to_pylist():
                     yield from [value] if isinstance(value, str) else value or ()
 

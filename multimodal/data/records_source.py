@@ -58,6 +58,7 @@ import itertools
 import logging
 import os
 
+from multimodal import paths
 from multimodal.data import jsonl_rows
 from multimodal.data.row_labels import Labels
 from multimodal.data.row_template import Template, check_fields, get_field, word
@@ -73,7 +74,7 @@ class RecordsSource:
     """Rows of JSONL files with media beside them; see the examples above.
 
     Args:
-      root: folder that holds all files; nothing outside it is read.
+      root: folder, or URL of one, that holds all files; nothing outside it is read.
       rows: JSONL file, pattern or list of them, under root; `{split}` is filled in.
       modalities: modality -> where its value is found.
       where: field -> value, or several values, that rows of any split have.
@@ -106,7 +107,7 @@ class RecordsSource:
         max_missing_share=0.01,
         on_bad="error",
     ):
-        self._root = os.path.abspath(os.path.expanduser(root))
+        self._root = paths.absolute(root)
         self.name = f"{os.path.basename(self._root)}:{split}"
         self.optional = tuple(optional)
         self.report = collections.Counter()

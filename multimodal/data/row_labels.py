@@ -1,9 +1,8 @@
 """Labels of rows: classes by name or number, one or several at once."""
 
-import os
-
 import numpy as np
 
+from multimodal import paths
 from multimodal.data.row_template import check_fields, get_field, word
 from multimodal.data.sources import read_label_names
 from multimodal.errors import UserError
@@ -32,7 +31,7 @@ class Labels:
         check_fields([self._field], rows, where)
         values = [v for row in rows for v in self._values(row)]
         names = spec.get("names")
-        names = os.path.join(root, names) if names and isinstance(names, str) else names
+        names = paths.join(root, names) if names and isinstance(names, str) else names
         self.names = read_label_names(names) or self._find_names(rows, values, spec)
         self._numbers = {name: i for i, name in enumerate(self.names)}
         if len(self._numbers) != len(self.names):

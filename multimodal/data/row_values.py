@@ -4,11 +4,9 @@ Each reader has `fields` (of rows, that it needs), `locate(row)` (a handle, or N
 has no such value), `read(handle)` and `close()`, after the last `locate`.
 """
 
-import glob
-import os
-
 import numpy as np
 
+from multimodal import paths
 from multimodal.data import image_ops
 from multimodal.data.image_codec import decode_image
 from multimodal.data.row_template import Template
@@ -17,20 +15,12 @@ from multimodal.errors import BadRecord, UserError
 from multimodal.registry import nearest
 
 
-def inside(root, path, where):
-    """`path` under `root`, by its name alone; UserError where it leads out of it."""
-    full = os.path.normpath(os.path.join(root, path))
-    if "\0" in path or os.path.commonpath([full, root]) != root:
-        raise UserError(f"{where}: {path!r} lies outside {root!r}")
-    return full
-
-
 def find_files(root, pattern, where):
     """Files that match a pattern, or a list of them, under `root`; sorted, at least one."""
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    paths = [inside(root, p, where) for p in patterns]
+    inner = [paths.inside(root, p, where)[len(root) :] for p in patterns]
     # Only what was given is a pattern: the root's own name may hold brackets.
-    found = sorted({f for p in paths for f in glob.glob(glob.escape(root) + p[len(root) :])})
+    found = sorted({f for p in inner for f in paths.find(paths.escape(root) + p)})
     if not found:
         raise UserError(f"{where}: no file {' or '.join(patterns)} in {root!r}")
     return found
@@ -85,7 +75,7 @@ class TarReader(Reader):
 
     def locate(self, row):
         """(number of a set of shards, Member); an empty member counts as missing."""
-        pattern, name = self._shards.fill(row, glob.escape), self._member.fill(row)
+        pattern, name = self._shards.fill(row, paths.escape), self._member.fill(row)
         if pattern is None or name is None:
             return None
         if pattern not in self._open:
@@ -112,8 +102,8 @@ class FileReader(Reader):
     """Files below a folder; none is followed out of it, not even by a link."""
 
     def __init__(self, spec, root, where):
-        folder = inside(root, spec.get("folder", ""), f"{where}.folder")
-        self._folder, self._where = os.path.realpath(folder), where
+        folder = paths.inside(root, spec.get("folder", ""), f"{where}.folder")
+        self._folder, self._where, self._listed = paths.real(folder), where, {}
         self._name = Template(spec["file"], f"{where}.file")
         self.fields = self._name.fields
 
@@ -123,19 +113,21 @@ class FileReader(Reader):
         if name is None:
             return None
         try:
-            path = os.path.realpath(inside(self._folder, name, self._where))
+            path = paths.real(paths.inside(self._folder, name, self._where))
         except ValueError as e:
             raise UserError(f"{self._where}: {name!r} is no path ({e})") from None
-        inside(self._folder, path, self._where)
-        return path if os.path.isfile(path) else None
+        if not paths.is_remote(path):
+            paths.inside(self._folder, path, self._where)
+        return path if paths.is_file(path, self._listed) else None
+
+    def close(self):
+        """Forget what the folders hold."""
+        self._listed = {}
+        return []
 
     def read(self, handle):
         """Bytes of a file."""
-        try:
-            with open(handle, "rb") as f:
-                return f.read()
-        except OSError as e:
-            raise BadRecord(f"cannot read {handle!r}: {e.strerror}") from None
+        return paths.read_example(handle)
 
 
 class NpzReader(Reader):
@@ -176,7 +168,7 @@ class NpzReader(Reader):
         arrays = []
         for path in self._files:
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with paths.open_binary(path) as f, np.load(f, allow_pickle=False) as file:
                     known = list(file.files)
                     arrays.append(file[name])
             except KeyError:

@@ -13,6 +13,7 @@ with `__init__(self, split, **kwargs)`: decorate it with `@register('my_name')`,
 
 import inspect
 
+from multimodal import paths
 from multimodal.errors import UserError
 from multimodal.registry import lookup, nearest
 
@@ -54,7 +55,10 @@ def build_source(name_or_path, split, kwargs=None):
         cls = lookup({}, cls, where)
     kwargs = dict(kwargs or {})
     _check_arguments(name_or_path, cls, split, kwargs)
-    source = cls(split, **kwargs)
+    try:
+        source = cls(split, **kwargs)
+    except OSError as e:
+        raise UserError(f"data source {name_or_path!r}: {e.strerror or e}: {e.filename}") from None
     if len(source) == 0:
         raise UserError(f"data source {source.name}: no examples in split {split!r}")
     return source
@@ -94,7 +98,7 @@ def read_label_names(value):
     if not isinstance(value, str):
         return [str(v) for v in value]
     try:
-        with open(value, encoding="utf-8-sig") as f:
-            return [line.rstrip("\r\n") for line in f if line.strip()]
+        lines = paths.read(value).decode("utf-8-sig").splitlines()
+        return [line for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"label_names: cannot read {value!r} ({e})") from None

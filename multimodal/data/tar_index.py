@@ -5,6 +5,7 @@ import dataclasses
 import os
 import tarfile
 
+from multimodal import paths
 from multimodal.errors import BadRecord, UserError
 
 
@@ -20,15 +21,16 @@ class Member:
 class Shards:
     """Index of tar shards: `samples` maps key -> {extension: Member}, in order of appearance.
 
-    A key is a member's path without its suffix (from the first dot of the file name). With
-    `on_bad='error'` a damaged shard is a UserError; with 'skip' what can be read of it is used and
-    `report` counts the reasons. Links and paths that leave the archive are never followed.
+    A key is a member's path without its suffix (from the first dot of the file name). Shards are
+    paths or URLs; of a remote one all headers are read at the start, and later its members alone.
+    With `on_bad='error'` a damaged shard is a UserError; with 'skip' what can be read of it is used
+    and `report` counts the reasons. Links and paths that leave the archive are never followed.
     """
 
-    def __init__(self, paths, on_bad="error"):
+    def __init__(self, files, on_bad="error"):
         if on_bad not in ("error", "skip"):
             raise UserError(f"on_bad must be 'error' or 'skip', not {on_bad!r}")
-        self.paths = [os.path.abspath(p) for p in paths]
+        self.paths = [paths.absolute(p) for p in files]
         self.samples, self.report, self._fds = {}, collections.Counter(), {}
         for number in range(len(self.paths)):
             for problem in self._index(number):
@@ -41,9 +43,12 @@ class Shards:
 
     def read(self, member):
         """Bytes of a member; safe in threads. Raises BadRecord when the file has become shorter."""
+        path = self.paths[member.shard]
+        if paths.is_remote(path):
+            return paths.read_example(path, member.offset, member.size)
         data = os.pread(self._fd(member.shard), member.size, member.offset)
         if len(data) != member.size:
-            raise BadRecord(f"{self.paths[member.shard]}: truncated at byte {member.offset}")
+            raise BadRecord(f"{path}: truncated at byte {member.offset}")
         return data
 
     def __getstate__(self):
@@ -72,11 +77,11 @@ class Shards:
         """Add the members of one shard; yields (reason, detail) for each problem."""
         path = self.paths[number]
         try:
-            size = os.path.getsize(path)
-            with tarfile.open(path, "r:") as tar:
+            size = paths.size(path)
+            with paths.open_binary(path) as f, tarfile.open(fileobj=f, mode="r:") as tar:
                 for member in tar:
                     yield from self._add(number, member, size)
-                yield from _check_end(path, tar.offset, size)
+                yield from _check_end(f, tar.offset, size)
         except (tarfile.TarError, EOFError) as e:
             yield "unreadable_shard", f"not a whole, uncompressed tar file ({e})"
         except OSError as e:
@@ -107,11 +112,10 @@ def _split(name):
     return (f"{folder}/{stem}" if folder else stem), extension
 
 
-def _check_end(path, offset, size):
+def _check_end(f, offset, size):
     """tarfile stops at a damaged header without an error: only zeros may follow the last member."""
-    with open(path, "rb") as f:
-        f.seek(offset)
-        block = f.read(512)
+    f.seek(offset)
+    block = f.read(512)
     if block.strip(b"\0"):
         yield "damaged_header", f"damaged header at byte {offset} of {size}"
     elif len(block) < 512:

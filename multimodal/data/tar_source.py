@@ -1,10 +1,10 @@
 """Tar shards of images with captions in a JSONL file, or inside the shards themselves."""
 
-import glob
 import json
 import logging
 import os
 
+from multimodal import paths
 from multimodal.data import jsonl_rows
 from multimodal.data.sources import read_label_names
 from multimodal.data.tar_index import Shards
@@ -66,13 +66,13 @@ class JsonlTarSource(_ShardSource):
         on_bad="error",
         max_missing_share=0.01,
     ):
-        path = jsonl or os.path.join(folder, "captions.jsonl")
-        paths = _find(shards or os.path.join(folder, "*.tar"))
-        self.name = f"{os.path.basename(os.path.dirname(os.path.abspath(path)))}:{split}"
+        path = jsonl or paths.join(folder, "captions.jsonl")
+        files = _find(shards or paths.join(folder, "*.tar"))
+        self.name = f"{os.path.basename(paths.folder_of(path))}:{split}"
         self.label_names = read_label_names(label_names)
         self._fields = (text_field, id_field, label_field, template)
         rows = self._read(path, split, split_field)
-        self._shards = Shards(paths, on_bad)
+        self._shards = Shards(files, on_bad)
         self._rows = self._join(rows)
         self._finish(max_missing_share)
 
@@ -137,10 +137,10 @@ class TarSource(_ShardSource):
 def _find(pattern):
     """The shards of a glob or of a list of globs, sorted."""
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    paths = sorted({path for p in patterns for path in glob.glob(os.path.expanduser(p))})
-    if not paths:
+    found = sorted({path for p in patterns for path in paths.find(p)})
+    if not found:
         raise UserError(f"no tar shards match {pattern!r}")
-    return paths
+    return found
 
 
 def _image_member(sample):

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import tensorflow_datasets as tfds
 
+from multimodal import paths
 from multimodal.data.builders import BUILDERS
 from multimodal.data.builders.preparing import own_builder
 from multimodal.data.sources import read_label_names
@@ -40,6 +41,8 @@ class TfdsSource:
         label_names=None,
         template="a photo of a {}",
     ):
+        for path in (name, data_dir):
+            paths.must_be_local(path, "TFDS sets, which are ArrayRecord files,")
         builder = _find_builder(name, data_dir)
         _check_format(name, builder)
         self.name = f"{name}:{split}"

@@ -11,7 +11,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from multimodal.data import clip_bpe, unigram, wordpiece
+from multimodal import paths
+from multimodal.data import clip_bpe, sentencepiece_model, unigram, wordpiece
 from multimodal.errors import UserError
 
 SPECIALS = {
@@ -49,6 +50,8 @@ class Tokenizer:
             setattr(self, role, found[0])
         if self.pad != 0:
             raise UserError(f"the padding token of the tokenizer is {self.pad}, but must be 0")
+        roles = (getattr(self, role) for role in SPECIALS)
+        self._encoder = backend if self.is_clip else unigram.shield(backend, roles)
         if max(vocab.values()) + 1 != self.vocab_size:
             raise UserError(
                 f"the vocabulary has {self.vocab_size} tokens but ids up to "
@@ -103,17 +106,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path, cfg=None):
-        """Read a tokenizer.json, a BERT vocab.txt (lower-case, accents stripped, as in BERT), or
-        CLIP's bpe_simple_vocab_16e6.txt.gz.
+        """Read a tokenizer.json, a BERT vocab.txt (lower-case, accents stripped, as in BERT),
+        CLIP's bpe_simple_vocab_16e6.txt.gz or SentencePiece's .model (Unigram); by path or URL.
 
         `add_sep` of `cfg`, if given, overrides that of the file. Raises UserError for other files.
         """
         add_sep = None if cfg is None else cfg.get("add_sep")
         if str(path).endswith(".gz"):
             return cls(clip_bpe.backend(path))
+        if str(path).endswith(".model"):
+            return cls(sentencepiece_model.backend(path), add_sep is not False)
         try:
-            with open(path, encoding="utf-8") as f:
-                text = f.read()
+            text = paths.read(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"cannot read the tokenizer {str(path)!r} ({e})") from None
         if str(path).endswith(".txt"):
@@ -136,8 +140,8 @@ class Tokenizer:
     def _encode(self, texts):
         # For a few captions the library's thread pool costs more than it saves.
         if len(texts) < 64:
-            return [self._backend.encode(t, add_special_tokens=False) for t in texts]
-        return self._backend.encode_batch(texts, add_special_tokens=False)
+            return [self._encoder.encode(t, add_special_tokens=False) for t in texts]
+        return self._encoder.encode_batch(texts, add_special_tokens=False)
 
 
 def train_tokenizer(captions, cfg):

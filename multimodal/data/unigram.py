@@ -20,6 +20,19 @@ def backend(model, lower):
     return tokenizer
 
 
+def shield(tokenizer, ids):
+    """A tokenizer that gives the same, but never one of these ids for their names in a text.
+
+    To a Unigram model every entry of its vocabulary is a piece; others are left as they are.
+    """
+    spec = json.loads(tokenizer.to_str())
+    if spec["model"]["type"] != "Unigram":
+        return tokenizer
+    for i in ids:
+        spec["model"]["vocab"][i][0] += " "  # there are no spaces in what the model splits
+    return Tokenizer.from_str(json.dumps(spec))
+
+
 def train(texts, vocab_size, lower, specials):
     """Train on an iterable of str; special tokens get the first ids, the others by their score.
 

@@ -209,10 +209,11 @@ def batch_shapes(config, mesh):
 
 def initialised(params, config):
     """The initial parameters with those of config.init.path, a run's or a file's, put in."""
-    from multimodal.training.transfer import from_run, is_run
-
-    if is_run(config.init.path):
-        return from_run(params, config.init)
     from multimodal.interop import initialise_from
+    from multimodal.training.transfer import from_run, is_run, local_copy
 
-    return initialise_from(params, config.init, config)
+    init = config.init.copy_and_resolve_references()
+    with local_copy(init.path) as init.path:
+        if is_run(init.path):
+            return from_run(params, init)
+        return initialise_from(params, init, config)

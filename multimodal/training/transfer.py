@@ -1,17 +1,61 @@
 """Starting from a run of our own: pre-trained parameters into a model with other heads."""
 
+import contextlib
 import logging
+import os
 import pathlib
 import re
+import tempfile
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from multimodal import paths
 from multimodal.errors import UserError
 from multimodal.training.sharding import placed
 
 log = logging.getLogger(__name__)
 # Heads that a task may add or leave.
 NEW = r"(classifier_|project_joint|critic|discriminator|decoder|match_head|mlm_head|logit_bias).*"
+
+
+@contextlib.contextmanager
+def local_copy(path):
+    """A run's folder, a checkpoint in it or a file of weights, for as long as the context lasts.
+
+    Of a URL a copy in a temporary folder: the checkpoint (the newest of a run) with the run's
+    config and tokenizer, or the weights with the config beside them. A local path is itself. Raises
+    UserError where there is nothing of the kind.
+    """
+    if not paths.is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            base, names = _wanted(paths.absolute(path))
+            for name in names:
+                paths.download(paths.join(base, name), os.path.join(folder, name))
+        except OSError as e:
+            raise UserError(f"{path}: {e.strerror}: {e.filename}") from None
+        yield os.path.join(folder, names[-1])
+
+
+def _wanted(url):
+    """(folder, what of it to copy) for a URL; the last is what the copy is to be used by."""
+    from multimodal.interop.files import CONFIGS, NAMES
+
+    def there(base, names):
+        return [n for n in names if paths.is_file(paths.join(base, n))]
+
+    base, _, step = url.partition("/checkpoints/")
+    steps = [step] if step else paths.names(paths.join(url, "checkpoints"))
+    steps = sorted((s for s in steps if s.isdigit()), key=int)
+    if steps:
+        return base, [*there(base, ("config.json", "tokenizer.json")), f"checkpoints/{steps[-1]}"]
+    base, name = url.rpartition("/")[::2] if paths.is_file(url) else (url, "")
+    weights = [name] if name else there(base, NAMES)[:1]
+    if not weights:
+        raise UserError(f"{url}: neither a run with checkpoints nor a file of weights")
+    return base, [*there(base, CONFIGS), *weights]
 
 
 def is_run(path) -> bool:

@@ -1,5 +1,6 @@
 """Starting from a run: what is taken over, what a linear probe trains, what is refused."""
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from multimodal.errors import UserError
 from multimodal.nn.model import build_model
 from multimodal.training.checkpoint import Checkpoints
 from multimodal.training.optim import make_optimizer
+from multimodal.training.setup import initialised
 from multimodal.training.step import drop_modalities, make_step, new_state
 from multimodal.training.transfer import from_run, is_run
 from tests import laws
@@ -63,6 +65,19 @@ def test_probe_and_fine_tuning(run, freeze):
     assert moved.pop("classifier_kind")
     assert moved.pop("encoder_image") != freeze
     assert not (freeze and any(moved.values()))
+
+
+@pytest.mark.parametrize("place", ["", "/checkpoints/5", "/checkpoints"])
+def test_a_run_by_url(run, place):
+    fsspec.filesystem("memory").put(f"{run[0]}/", "/run/", recursive=True)
+    c = task(f"memory://run{place}", False)
+    _, params = make(c)
+    if place == "/checkpoints":
+        with pytest.raises(UserError, match="neither a run with checkpoints nor"):
+            initialised(params, c)
+        return
+    start = initialised(params, c)
+    assert laws.worst(start["encoder_image"], run[1]["encoder_image"]) == 0
 
 
 def test_other_sizes_and_other_towers_are_refused(run):
