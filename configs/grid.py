@@ -35,8 +35,8 @@ def get_config(arg=""):
         depth=4,
         **sizes,
     )
-    # Lips move by a 30th of the grey levels, about a face that stays and tells nothing of the words:
-    # what moves, of a coarse picture, and weights of their own for each time.
+    # Lips move by a 30th of the grey levels, on a face that stays and tells nothing of the words:
+    # so take what moves, of a coarse picture, with weights of its own for each time.
     c.modalities.video = common.video_tower(
         encoder="frames",
         frames=25,
