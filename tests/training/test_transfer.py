@@ -9,10 +9,13 @@ import pytest
 from multimodal import objectives
 from multimodal.config import save_config
 from multimodal.errors import UserError
+from multimodal.interop import export_weights
 from multimodal.nn.model import build_model
+from multimodal.training import setup
 from multimodal.training.checkpoint import Checkpoints
 from multimodal.training.optim import make_optimizer
 from multimodal.training.setup import initialised
+from multimodal.training.sharding import SMALL, make_mesh
 from multimodal.training.step import drop_modalities, make_step, new_state
 from multimodal.training.transfer import from_run, is_run
 from tests import laws
@@ -91,6 +94,46 @@ def test_other_sizes_and_other_towers_are_refused(run):
     params = jax.jit(build_model(c).init)(jax.random.key(0), batch)["params"]
     with pytest.raises(UserError, match="lacks encoder_sound"):
         from_run(params, c.init)
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_weights_go_to_the_devices_in_parts(kind, tmp_path, monkeypatch):
+    """No device ever holds a large array whole, neither before nor after the import."""
+    c = laws.tiny_config("contrastive")
+    c.model.fusion.kind, c.model.heads, c.queue.size, c.ema.decay = "none", (), 0, 0.0
+    c.model.temperature.bias = None
+    sizes = dict(width=64, mlp_dim=256, scan=True)
+    c.modalities.image.update(sizes, pre_norm=True, final_norm="pooled", patch_bias=False)
+    c.modalities.text.update(sizes, causal=True, mask_padding=False, pool="eot", eot_id=-1)
+    for m in c.modalities.values():
+        m.proj_bias = False
+    theirs = setup.build_state(c, make_mesh(fsdp=8))[2].replace(step=jnp.int32(5))
+    if kind == "run":
+        checkpoints = Checkpoints(tmp_path, 1, "")
+        checkpoints.save(theirs)
+        checkpoints.close()
+        save_config(c, tmp_path)
+        c.init.path = str(tmp_path)
+    else:
+        c.init.path, c.init.act = str(tmp_path / "weights.npz"), "gelu"
+        np.savez(c.init.path, **export_weights(theirs.params, c, "clip_open_clip"))
+    seen = []
+
+    def spy(params, config, real=setup.initialised):
+        seen.extend([params, real(params, config)])
+        return seen[-1]
+
+    monkeypatch.setattr(setup, "initialised", spy)
+    c.seed = 1
+    _, _, state = setup.build_state(c, make_mesh(fsdp=8))
+    large = 0
+    for params in (*seen, state.params):
+        for x in (x for x in jax.tree.leaves(params) if x.size >= SMALL):
+            assert {s.data.size for s in x.addressable_shards} == {x.size // 8}
+            large += 1
+    assert large >= 12
+    assert laws.worst(seen[0]["encoder_image"], theirs.params["encoder_image"]) > 0
+    assert laws.worst(state.params, theirs.params) == 0
 
 
 def test_nothing_to_train_is_refused(run):
