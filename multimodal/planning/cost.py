@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 
-from multimodal.planning.hlo import Program, arrays_of
+from multimodal.planning.hlo import Program, UnknownTrips, arrays_of
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Move nothing: names, views, ends of what was counted at its start, and what is walked into.
@@ -54,6 +54,8 @@ class ProgramCost:
 
     Attributes:
       cycles: of all operations; uncounted: operations with work but without an estimate.
+      open_loops: loops without matrix products that run as often as the data say, counted once
+        (ALBEF's negatives are fetched in rounds, nearly always one).
       bytes: read from and written to HBM.
       collectives: list of Collective, operations: list of Operation, most cycles first.
     """
@@ -61,12 +63,16 @@ class ProgramCost:
     cycles: float
     bytes: float
     uncounted: int
+    open_loops: int
     collectives: list[Collective]
     operations: list[Operation]
 
 
 def cost_of(program: Program, devices: int, slices: int = 1) -> ProgramCost:
-    """The ProgramCost of a parsed program for so many devices. Raises UnknownTrips."""
+    """The ProgramCost of a parsed program for so many devices.
+
+    Raises UnknownTrips for a loop with matrix products whose turns are not in the text.
+    """
     walk = Walk(program, devices, slices)
     walk.computation(program.entry, 1)
     collectives = [Collective(*key, *value) for key, value in walk.exchanged.items()]
@@ -75,6 +81,7 @@ def cost_of(program: Program, devices: int, slices: int = 1) -> ProgramCost:
         sum(o.cycles for o in operations),
         sum(o.bytes for o in operations),
         walk.uncounted,
+        walk.open_loops,
         sorted(collectives, key=lambda c: -c.bytes),
         sorted(operations, key=lambda o: -o.cycles),
     )
@@ -89,7 +96,7 @@ class Walk:
         self.exchanged = collections.defaultdict(
             lambda: [0.0, 0]
         )  # (kind, group) -> [bytes, count]
-        self.uncounted = 0
+        self.uncounted = self.open_loops = 0
         self._begun = set()  # channels of collectives in pieces
 
     def computation(self, name, times):
@@ -99,12 +106,28 @@ class Walk:
             self._exchange(i, rows, times)
             if i.opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", i.attributes).group(1)
-                self.computation(body, times * self._program.trips(name, i))
+                self.computation(body, times * self._trips(name, i, body))
             elif i.opcode in ("call", "conditional", "async-start"):
                 for called in i.called():
                     self.computation(called, times)
             elif i.opcode not in FREE:
                 self._add(i, rows, times)
+
+    def _trips(self, caller, loop, body):
+        try:
+            return self._program.trips(caller, loop)
+        except UnknownTrips:
+            if self._works(body):
+                raise
+            self.open_loops += 1
+            return 1
+
+    def _works(self, name):
+        """Whether a computation, or one that it runs, holds a matrix product."""
+        return any(
+            self._multiplies(i) or any(self._works(c) for c in i.called())
+            for i in self._program.computations.get(name, {}).values()
+        )
 
     def _add(self, i, rows, times):
         cycles, moved = i.number("estimated_cycles"), self._bytes(i, rows)

@@ -128,6 +128,7 @@ def _compiled_time(target: Target, plan, result) -> dict:
     out = _time(target, plan, bound, compute + network, "")
     out["time"] |= {"operations": compute, "exchange": network}
     out["bytes"] = {"hbm": cost.bytes, "network": sum(c.bytes for c in cost.collectives)}
+    out["open_loops"] = cost.open_loops
     out["by_resource"] = predict.time_by_resource(cost, chip)
     out["collectives"] = [dataclasses.asdict(c) for c in cost.collectives]
     out["operations"] = [

@@ -66,6 +66,8 @@ def _time(plan):
             f"{_ms(time['step'])} = operations {_ms(time['operations'])} + exchange "
             f"{_ms(time['exchange'])}; MFU {plan['mfu']:.1%}",
         )
+        if plan.get("open_loops"):
+            yield _row("", f"{plan['open_loops']} loops whose turns the data decide count once")
     else:
         yield _row("step, predicted", f"not known: {plan['why_no_time']}")
     if bound:

@@ -87,6 +87,13 @@ def test_a_loop_whose_rounds_are_unknown_is_no_guess():
         cost_of(program, devices=16)
 
 
+def test_an_open_loop_without_matrix_products_counts_once():
+    text = TEXT.replace("constant(1)\n  %from", "iota()\n  %from").replace("convolution(", "add(")
+    cost = cost_of(parse(text), devices=16)
+    assert cost.cycles == 10 + 100 and cost.open_loops == 1
+    assert cost_of(parse(TEXT), devices=16).open_loops == 0
+
+
 @pytest.mark.parametrize(
     "text, size",
     [
