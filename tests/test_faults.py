@@ -56,6 +56,18 @@ def test_a_damaged_checkpoint_costs_one_interval(reference, tmp_path):
     assert processes.fingerprints(tmp_path, STEPS) == processes.fingerprints(reference, STEPS)
 
 
+def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(tmp_path):
+    """One of the two batches of each epoch has the poisoned example."""
+    args = ("--config", "tests/faulty.py", "--config.steps=6", "--config.save_every=1")
+    workdir = processes.finished(tmp_path, *args, "--config.log_every=1", "--config.keep=6")
+    states = [processes.fingerprints(workdir, step) for step in range(1, 7)]
+    counts = [m["train/skipped"] for m in processes.metrics(workdir) if "train/skipped" in m]
+    assert len(counts) == 6 and counts[-1] == 3
+    for before, after, was, skipped in zip(states, states[1:], counts, counts[1:]):
+        moved = {k.partition("/")[0] for k in after if after[k] != before[k]}
+        assert moved == ({"step", "health"} if skipped > was else moved | {"params", "opt", "ema"})
+
+
 @pytest.mark.slow
 def test_a_step_that_hangs_shows_its_stacks_and_ends(tmp_path):
     args = (*CONFIG, "--config.data.source=tests.faulty:Sleepy", "--config.data.kwargs={}")

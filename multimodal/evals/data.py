@@ -248,7 +248,10 @@ def load_eval_data(config, tokenizer, splits=None) -> list[EvalData]:
     """
     splits = splits or config.data.eval_splits
     if not splits:
-        raise UserError("config.data.eval_splits is empty: name the splits to evaluate on")
+        raise UserError(
+            "config.data.eval_splits is empty: name the splits to evaluate on, or evaluate nothing "
+            "by config.eval.names=()"
+        )
     transforms = build_transforms(config.modalities, train=False, tokenizer=tokenizer)
     kwargs = config.data.kwargs.to_dict()
 

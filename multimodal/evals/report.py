@@ -57,7 +57,8 @@ def retrieval_sheets(loaded, folder, config) -> list:
     from multimodal.evals.pictures import draw_retrieval
 
     c = config
-    if not c.eval.pictures or not {"text", "image"} <= set(c.modalities):
+    wanted = c.eval.pictures and c.data.eval_splits
+    if not wanted or not {"text", "image"} <= set(c.modalities):
         return []
     teacher = c.eval.use_ema and loaded.ema is not None
     net = Net(loaded.net.model, loaded.ema) if teacher else loaded.net

@@ -181,9 +181,13 @@ class Run:
         clock.restart()
 
     def evaluate(self, step, state, logger):
-        """Evaluate a state: eval/STEP.json, and the headlines into the log."""
+        """Evaluate a state: eval/STEP.json, and the headlines into the log; nothing where the
+        config names no evaluator.
+        """
         from multimodal.evals import evaluate, headline
 
+        if not self.config.eval.names:
+            return
         meet("evaluate")
         self.watchdog.stop()
         params = state.ema if self.config.eval.use_ema else state.params

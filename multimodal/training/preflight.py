@@ -12,6 +12,11 @@ def preflight(config, tokenizer):
         evaluator(name)
     for data in load_eval_data(config, tokenizer) if config.eval.names else ():
         check_labels(config, data)
+    if config.eval.best and not config.eval.names:
+        raise UserError(
+            f"config.eval.best is {config.eval.best!r}, but config.eval.names is empty: nothing is "
+            "evaluated; set eval.best=''"
+        )
     best = config.eval.best.partition("/")[0]
     if best and best not in config.data.eval_splits:
         raise UserError(
