@@ -7,8 +7,7 @@ has no such value), `read(handle)` and `close()`, after the last `locate`.
 import glob
 import os
 
-import numpy as np
-
+from multimodal import npz
 from multimodal.data import image_ops
 from multimodal.data.image_codec import decode_image
 from multimodal.data.row_template import Template
@@ -176,15 +175,17 @@ class NpzReader(Reader):
         arrays = []
         for path in self._files:
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with npz.opened(path) as file:
                     known = list(file.files)
                     arrays.append(file[name])
+                    if arrays[-1].dtype.hasobject:
+                        raise ValueError(f"{name!r} holds objects")
             except KeyError:
                 raise UserError(
                     f"{self._where}: {path} has no array {name!r}{nearest(name, known)}; "
                     f"it has {', '.join(known)}"
                 ) from None
-            except Exception as e:  # NumPy and zipfile raise many kinds.
+            except (OSError, ValueError, AttributeError) as e:  # the last: no array at all
                 raise UserError(f"{self._where}: cannot read {path} ({e!s:.100})") from None
             if arrays[-1].ndim == 0:
                 raise UserError(f"{self._where}: {path}: {name!r} is a single value, not an array")

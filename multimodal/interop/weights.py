@@ -262,12 +262,23 @@ def initialise_from(params, init_cfg, model_cfg):
         init_cfg["resize_pos_embed"],
     )
     found = {k.removeprefix("params/"): v for k, v in found.items() if k.startswith("params/")}
+    check_finite(found, where)
     merged = unstack_flat(flat)
     kept = sorted(set(merged) - set(found))
     log.info("%s: %d weights read, %d keep their initial values", where, len(found), len(kept))
     merged |= {k: jnp.asarray(v, merged[k].dtype) for k, v in found.items()}
     stacked = {k: jnp.asarray(v) for k, v in stack_flat(merged, flat).items()}
     return unflatten_dict(stacked, sep="/")
+
+
+def check_finite(arrays, where):
+    """Raise UserError for weights that would make every loss NaN from the first step on."""
+    wrong = [k for k, v in arrays.items() if not np.isfinite(np.asarray(v, np.float32)).all()]
+    if wrong:
+        raise UserError(
+            f"{where}: {len(wrong)} of {len(arrays)} weights are not finite, such as {min(wrong)}: "
+            "the file is damaged, or of a run that diverged; take another"
+        )
 
 
 def export_weights(params, cfg, format, ema=None, queue=None) -> dict[str, np.ndarray]:
