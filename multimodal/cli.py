@@ -89,7 +89,9 @@ def run_command(main, doc, required):
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
-    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as e:
+    except OSError as e:
+        if e.filename is None:  # not of a file that the user named
+            raise
         print(f"error: {e.strerror}: {e.filename}", file=sys.stderr)
         sys.exit(2)
     except Preempted as e:

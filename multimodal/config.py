@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 
 from ml_collections import ConfigDict
 
@@ -26,6 +27,9 @@ FREE_KEYS = (
     "hang_seconds",
     "check_replicas_every",
 )
+# Parts that every run's config has; the code that reads one relies on them.
+_PARTS = ("modalities", "model")
+_IMPORT_PATH = re.compile(r"(\w+)[\w.]*:\w+")
 
 
 def load_config(spec: str, overrides=()) -> ConfigDict:
@@ -169,17 +173,42 @@ def save_config(config, workdir):
 
 
 def read_config(workdir) -> ConfigDict:
-    """The config stored in a workdir. Raises UserError where there is none that can be read."""
+    """The config stored in a workdir. Raises UserError where there is none that can be read, and
+    for one that names code in that folder: what somebody sent is data.
+    """
     path = pathlib.Path(workdir, "config.json")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise TypeError(f"a {type(stored).__name__}, not an object")
-        return ConfigDict(_tuples(stored))
+        for part in _PARTS:
+            if not isinstance(stored.get(part), dict):
+                raise TypeError(f"its part {part!r} is missing or no object")
+        for name, tower in stored["modalities"].items():
+            if not isinstance(tower, dict) or not {"encoder", "transform"} <= tower.keys():
+                raise TypeError(f"modalities.{name} has no encoder or transform")
+        config = ConfigDict(_tuples(stored))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {workdir} is not a workdir of train.py") from None
-    except (OSError, ValueError, TypeError) as e:
-        raise UserError(f"{path}: not a config ({e})") from None
+    except (OSError, ValueError, TypeError, RecursionError) as e:
+        raise UserError(f"{path}: not a config of train.py ({e!s:.150})") from None
+    _check_imports(path, flatten(config))
+    return config
+
+
+def _check_imports(path, flat):
+    """Raise UserError where a stored config has an import path that leads into its own folder."""
+    folder = path.resolve().parent
+    for key, value in flat.items():
+        for word in value if isinstance(value, tuple) else (value,):
+            found = _IMPORT_PATH.fullmatch(word) if isinstance(word, str) else None
+            spec = importlib.util.find_spec(found[1]) if found else None  # imports nothing
+            places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+            if any(folder in pathlib.Path(p).resolve().parents for p in places if p):
+                raise UserError(
+                    f"{path}: {key} is {word!r}, code in the run's own folder, which is data: "
+                    "put the module elsewhere, on PYTHONPATH"
+                )
 
 
 def _tuples(value):

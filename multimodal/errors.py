@@ -1,6 +1,12 @@
 """Errors that are the user's to mend: one clear line each, never a traceback."""
 
 
+def first_line(error, length=150) -> str:
+    """What an exception says, on one line; its type where it says nothing."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return line[:length]
+
+
 class UserError(Exception):
     """Bad input: the message says what is wrong, where, and how to mend it."""
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.parse
 
-from multimodal.errors import BadRecord, Unhealthy, UserError
+from multimodal.errors import BadRecord, Unhealthy, UserError, first_line
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 _BLOCK = 2**20  # bytes that are read at a time
@@ -147,12 +147,14 @@ def read_example(path, offset=0, count=None) -> bytes:
     return data
 
 
-def failure(e, path):
-    """The BadRecord, or the Unhealthy, that an error while an example is read comes to."""
+def failure(e, path, where=""):
+    """The BadRecord, or the Unhealthy, that an error while an example is read comes to; `where` it
+    is, if the path alone does not tell.
+    """
     if is_remote(path) and getattr(e, "errno", None) == errno.EIO:
         return Unhealthy(f"{path}: {e.strerror}; the same command goes on when it does")
-    reason = getattr(e, "strerror", None) or _line(e)
-    return BadRecord(f"cannot read {path!r}: {reason}")
+    reason = getattr(e, "strerror", None) or first_line(e)
+    return BadRecord(f"cannot read {where or repr(path)}: {reason}")
 
 
 def handle(path):
@@ -244,9 +246,9 @@ def _system(path):
     try:
         return fsspec.core.url_to_fs(path)
     except ImportError as e:
-        raise UserError(f"{path}: {scheme}:// needs one more package: {_line(e)}") from None
+        raise UserError(f"{path}: {scheme}:// needs one more package: {first_line(e)}") from None
     except Exception as e:  # unknown schemes, and whatever a store's package finds wrong
-        raise UserError(f"{path}: cannot use {scheme}:// ({_line(e)})") from None
+        raise UserError(f"{path}: cannot use {scheme}:// ({first_line(e)})") from None
 
 
 def _ask(method, path, *args, call=None, **kwargs):
@@ -260,11 +262,7 @@ def _ask(method, path, *args, call=None, **kwargs):
             number = e.errno or (errno.ENOENT if isinstance(e, FileNotFoundError) else errno.EACCES)
             raise type(e)(number, os.strerror(number), path) from None
         except Exception as e:  # each store has errors of its own
-            why = f"the store does not answer ({_line(e)})"
+            why = f"the store does not answer ({first_line(e)})"
         if wait is not None:
             time.sleep(wait)
     raise OSError(errno.EIO, why, path)
-
-
-def _line(e):
-    return (str(e).splitlines() or [""])[0][:150] or type(e).__name__

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 
 from multimodal.errors import UserError
 
@@ -12,11 +13,17 @@ def nearest(name, known) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def lookup(registry: dict, name: str, where: str):
+def lookup(registry: dict, name: str, where: str, takes=(), kind=object):
     """The entry of that name, or the object at the import path `package.module:object`.
 
-    Raises UserError that names `where` and the nearest known name.
+    Args:
+      takes: names of the first arguments that the object of an import path must have.
+      kind: class that it must be a subclass of. A config may be anybody's (it comes with a run's
+        folder), and `os:system` is no part of this program.
+    Raises: UserError that names `where` and the nearest known name.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{where}: must be a name, not {name!r:.60}")
     if name in registry:
         return registry[name]
     if ":" not in name:
@@ -26,6 +33,19 @@ def lookup(registry: dict, name: str, where: str):
         )
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
         raise UserError(f"{where}: cannot import {name!r}: {e}") from None
+    if kind is not object and not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"{where}: {name!r} is no class of the kind {kind.__name__}")
+    if _arguments(found)[: len(takes)] != list(takes):
+        raise UserError(f"{where}: {name!r} must take ({', '.join(takes)}, ...) by these names")
+    return found
+
+
+def _arguments(found):
+    """Names of an object's arguments; [] where it takes none or does not tell."""
+    try:
+        return list(inspect.signature(found).parameters)
+    except (TypeError, ValueError):
+        return []

@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from multimodal import paths
-from multimodal.errors import BadRecord, UserError
+from multimodal.errors import BadRecord, UserError, first_line
 
 DTYPE = re.compile(r"\|b1|\|[iu]1|<[iuf][248]")  # of arrays
 
@@ -52,7 +52,7 @@ def unpack(record: bytes) -> dict:
         if at[0] != len(record):
             raise ValueError("bytes are left over")
         return example
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as e:
+    except Exception as e:  # of whatever kind: `pack` never made it
         raise BadRecord(f"not a record of prepare.py ({e!s:.100})") from None
 
 
@@ -116,7 +116,7 @@ class ArrayRecordSource:
         try:
             record = self._data[index]
         except Exception as e:  # what a damaged file makes the reader raise is not documented
-            raise BadRecord(f"cannot be read ({str(e).splitlines()[0]:.150})") from None
+            raise BadRecord(f"cannot be read ({first_line(e)})") from None
         return unpack(record)
 
 
@@ -126,7 +126,9 @@ def read_about(folder, split):
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         for f in about["files"]:
-            if not isinstance(f["name"], str) or min(f["examples"], f["bytes"]) < 0:
+            counts = [f["examples"], f["bytes"]]
+            good = all(type(n) is int and 0 <= n < 2**48 for n in counts)
+            if not isinstance(f["name"], str) or "\0" in f["name"] or not good:
                 raise ValueError(f"a file of it is {f}")
         return about | {"optional": list(about["optional"]), "targets": dict(about["targets"])}
     except FileNotFoundError:
@@ -135,5 +137,5 @@ def read_about(folder, split):
             f"{folder}: no split {split!r}"
             + (f"; there are {', '.join(there)}" if there else ": it holds no prepared data")
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: not what prepare.py writes ({e!s:.100})") from None

@@ -17,6 +17,7 @@ from multimodal.errors import BadRecord
 MAX_SECONDS = 3600.0
 _RATES = (1000, 192_000)  # Hz
 _MAX_CHANNELS = 64
+_MAX_CHUNKS = 10_000  # of a WAV before its samples
 _BLOCK = 1 << 16  # frames read at a time: memory grows with what is there, not with what is claimed
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV that was written to a pipe
@@ -46,8 +47,10 @@ def _samples(value, sample_rate, max_seconds, seconds):
     """(float32 [T], its rate), of the first `seconds` and a little more."""
     if isinstance(value, bytes | bytearray | memoryview):
         return _decode(bytes(value), max_seconds, seconds, sample_rate)
-    array, rate = value if isinstance(value, tuple) else (value, sample_rate)
-    array = np.asarray(array)
+    pair = value if isinstance(value, tuple) else (value, sample_rate)
+    if len(pair) != 2 or not isinstance(pair[1], int | float | np.number):
+        raise BadRecord("sound must be an array, or a pair of an array and its sample rate")
+    array, rate = np.asarray(pair[0]), pair[1]
     if array.ndim not in (1, 2) or not (array.dtype == np.int16 or array.dtype.kind == "f"):
         raise BadRecord(
             f"sound must be floats or int16 [T] or [T, channels], not {array.dtype} "
@@ -97,7 +100,8 @@ def _needed(seconds, rate, sample_rate):
 def _mono(array):
     """Channels [T, C] averaged, integers scaled to -1..1: float32 [T]."""
     scale = 1 / 32768 if array.dtype == np.int16 else 1
-    with np.errstate(over="ignore"):  # What is too large becomes infinite, and is refused.
+    # What is too large becomes infinite, and is refused.
+    with np.errstate(over="ignore", invalid="ignore"):
         array = array.astype(np.float32) * np.float32(scale)
     return array if array.ndim == 1 else array.mean(1, dtype=np.float32)
 
@@ -134,11 +138,14 @@ def _read_wav(data, limit):
 
 
 def _wav_chunks(data):
-    """Chunks of a RIFF file by name: (data, offset, size); the first of each name counts."""
+    """Format and samples of a RIFF file: (data, offset, size); the first of each name counts."""
     chunks, at = {}, 12
-    while at + 8 <= len(data) and b"data" not in chunks:
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data) or b"data" in chunks:
+            break
         name, size = struct.unpack_from("<4sI", data, at)
-        chunks.setdefault(name, (data, at + 8, size))
+        if name in (b"fmt ", b"data"):
+            chunks.setdefault(name, (data, at + 8, size))
         at += 8 + size + size % 2
     missing = [n.decode().strip() for n in (b"fmt ", b"data") if n not in chunks]
     if missing:

@@ -4,6 +4,7 @@ import gzip
 import html
 import importlib.util
 import pathlib
+import zlib
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -16,7 +17,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = 49_152 - 256 - 2
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"""
 _PLAIN = (*range(33, 127), *range(161, 173), *range(174, 256))
-_LIMIT = 64 << 20  # bytes of the unpacked list, which has three million
+_LIMIT = 16 << 20  # bytes of the unpacked list, which has three million
 
 
 def find():
@@ -41,7 +42,7 @@ def backend(path="") -> Tokenizer:
     try:
         with paths.open_binary(path) as raw, gzip.open(raw) as f:
             lines = f.read(_LIMIT).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as e:
+    except (OSError, EOFError, ValueError, zlib.error) as e:
         raise UserError(f"{path}: not CLIP's {FILE} ({e!s:.100})") from None
     merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
     if len(merges) != MERGES or any(len(m) != 2 for m in merges):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,6 +11,8 @@ from multimodal.errors import BadRecord
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
+# What Pillow finds odd in a file that it can read (its EXIF, say) is nothing to mend.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
 
 def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS, fast=None):
@@ -36,6 +39,11 @@ def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS, fast=
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image), background))
     except BadRecord:
         raise
+    except Image.UnidentifiedImageError:
+        raise BadRecord(
+            f"image is no {', '.join(FORMATS)} file, or its header is damaged: it starts with "
+            f"{bytes(value[:12])!r}"
+        ) from None
     except Image.DecompressionBombError:
         raise BadRecord(f"image has more pixels than the limit of {max_pixels:.0f}") from None
     except (

@@ -9,8 +9,8 @@ import numpy as np
 
 from multimodal import paths
 from multimodal.data.extras import require
-from multimodal.data.sources import is_label
-from multimodal.errors import BadRecord, UserError
+from multimodal.data.sources import is_label, strings
+from multimodal.errors import BadRecord, UserError, first_line
 from multimodal.registry import nearest
 
 GROUPS = 4  # row groups of Parquet kept in memory
@@ -56,7 +56,10 @@ def _raw(value, column):
         if value is None:  # a path, which may lead anywhere
             raise BadRecord(f"column {column!r} has a path and no bytes")
     if isinstance(value, list | tuple) and not all(isinstance(v, str) for v in value):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except ValueError as e:
+            raise BadRecord(f"column {column!r} is no array ({first_line(e)})") from None
     return value
 
 
@@ -101,7 +104,7 @@ class ParquetSource(_Table):
         try:
             return self._parquet.read_metadata(paths.handle(path))
         except Exception as e:  # pyarrow's errors are many
-            raise UserError(f"{path}: not a Parquet file ({str(e).splitlines()[0]:.100})") from None
+            raise UserError(f"{path}: not a Parquet file ({first_line(e)})") from None
 
     def __len__(self):
         return self._ends[-1] if self._ends else 0
@@ -110,7 +113,11 @@ class ParquetSource(_Table):
         place = bisect.bisect_right(self._ends, index)
         first = self._ends[place - 1] if place else 0
         table, row = self._group(place), index - first
-        return self._example(index, {n: table[n][row].as_py() for n in self._columns.values()})
+        try:
+            values = {n: table[n][row].as_py() for n in self._columns.values()}
+        except Exception as e:  # a text that is not UTF-8, a time out of range
+            raise BadRecord(f"row {row} of a group: {first_line(e)}") from None
+        return self._example(index, values)
 
     def _group(self, place):
         """Columns of a row group, from memory or from the file."""
@@ -122,20 +129,27 @@ class ParquetSource(_Table):
             file = self._parquet.ParquetFile(paths.handle(self._paths[number]))
             table = file.read_row_group(group, columns=sorted(set(self._columns.values())))
         except Exception as e:  # as above
-            raise paths.failure(e, self._paths[number]) from None
+            at = f"{self._paths[number]}, row group {group}"
+            raise paths.failure(e, self._paths[number], at) from None
         with self._lock:
             while len(self._cache) >= GROUPS:
                 self._cache.pop(next(iter(self._cache)))
             return self._cache.setdefault(place, table)
 
     def texts(self, modality):
-        """All texts of a modality, without reading anything else."""
+        """All texts of a modality, without reading anything else; of a damaged row group none."""
         column = self._columns[modality]
-        for path in self._paths:
-            file = self._parquet.ParquetFile(paths.handle(path))
-            for batch in file.iter_batches(columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield from [value] if isinstance(value, str) else value or ()
+        for number, group in self._groups:
+            try:
+                file = self._parquet.ParquetFile(paths.handle(self._paths[number]))
+                values = file.read_row_group(group, columns=[column]).column(column)
+            except Exception:  # as above; its rows are counted when training meets them
+                continue
+            for value in values:
+                try:
+                    yield from strings(value.as_py())
+                except ValueError:  # not UTF-8
+                    continue
 
 
 class HuggingFaceSource(_Table):
@@ -150,7 +164,7 @@ class HuggingFaceSource(_Table):
         try:
             found = datasets.load_from_disk(os.path.expanduser(path))
         except Exception as e:  # many, not documented
-            raise UserError(f"{path}: cannot load it: {str(e).splitlines()[0]:.150}") from None
+            raise UserError(f"{path}: cannot load it: {first_line(e)}") from None
         if isinstance(found, datasets.DatasetDict):
             if split not in found:
                 raise UserError(
@@ -169,4 +183,8 @@ class HuggingFaceSource(_Table):
         return len(self._data)
 
     def __getitem__(self, index):
-        return self._example(index, self._data[index])
+        try:
+            row = self._data[index]
+        except Exception as e:  # as above, of a file that was damaged since
+            raise BadRecord(f"cannot be read ({first_line(e)})") from None
+        return self._example(index, row)

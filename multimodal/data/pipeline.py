@@ -39,6 +39,7 @@ class Pipeline:
         speed, never the content.
       max_bad_share: share of the source's records that may be unreadable.
       cache_bytes: memory for decoded examples, per process.
+      classes: label key -> number of its classes; a record with another label is unreadable.
     Raises: UserError for an empty source and for a batch size that does not fit it or the
       processes; later, for too many bad records.
     """
@@ -56,12 +57,13 @@ class Pipeline:
         workers=0,
         max_bad_share=0.01,
         cache_bytes=512 << 20,
+        classes=None,
     ):
         _check(source, batch_size, process_count)
         self.source, self.transforms = source, transforms
         self.batch_size, self.threads, self.workers = batch_size, max(1, threads), workers
         self.bad = {}
-        self._seed, self._train = seed, train
+        self._seed, self._train, self._classes = seed, train, dict(classes or {})
         self._process = (process_index, process_count)
         self._max_bad = max_bad_share * len(source)
         self._optional = set(getattr(source, "optional", ()))
@@ -154,7 +156,7 @@ class Pipeline:
 
     def _decode(self, raw):
         """The example with its modalities decoded, where their transforms can do that apart."""
-        decoded = {"id": raw["id"], **{key: raw[key] for key in raw if is_label(key)}}
+        decoded = {key: raw[key] for key in raw if key == "id" or is_label(key)}
         for m, transform in self.transforms.items():
             if m in raw:
                 decode = getattr(transform, "decode", None)
@@ -163,13 +165,8 @@ class Pipeline:
 
     def _assemble(self, example, index, value_of):
         """One row of a batch; `value_of(modality, transform)` gives a modality's array."""
-        if not 0 <= example["id"] < 2**31:
-            raise UserError(
-                f"{self.source.name}: record {index} has id {example['id']}; "
-                "ids must be 0 to 2^31 - 1"
-            )
-        row = {"id": np.int32(example["id"]), "index": np.int32(index)}
-        row |= {k: _label(k, v, self.source.name) for k, v in example.items() if is_label(k)}
+        row = {"id": _id(example.get("id")), "index": np.int32(index)}
+        row |= {k: _label(k, v, self._classes.get(k)) for k, v in example.items() if is_label(k)}
         for m, transform in self.transforms.items():
             present = m in example
             if m in self._optional:
@@ -237,16 +234,26 @@ def _replacement(seed, index, attempt, total):
     return int(np.random.default_rng((seed, index, attempt, 1)).integers(total))
 
 
-def _label(key, value, name):
+def _id(value):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**31:
+        raise BadRecord(f"id is {value!r:.40}; ids must be integers from 0 to 2^31 - 1")
+    return np.int32(value)
+
+
+def _label(key, value, classes):
     """A class as int32, or several at once as a uint8 vector of 0 and 1."""
-    value = np.asarray(value)
-    if value.ndim == 0 and value.dtype.kind in "iu":
+    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if not -1 <= value < (classes or 2**31):
+            many = f"the {classes} classes" if classes else "32 bits"
+            raise BadRecord(f"{key} {value} is outside {many} (-1: unknown)")
         return np.int32(value)
-    if value.ndim == 1 and value.dtype == np.uint8:
+    good = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == np.uint8
+    if good and len(value) == (classes or len(value)):
         return value
-    raise UserError(
-        f"{name}: {key} must be an integer or a uint8 vector, not {value.dtype} {list(value.shape)}"
-    )
+    kind = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
+    wanted = f"a uint8 vector of {classes}" if classes else "a uint8 vector"
+    raise BadRecord(f"{key} must be an integer or {wanted}, not {kind:.60}")
 
 
 def _finish(transform, decoded, rng):

@@ -88,7 +88,7 @@ class RecordsSource:
       optional: modalities that an example may lack. An example that lacks another one, or all, is
         dropped and counted in `report`.
       max_missing_share: more dropped examples than this share of the split are an error.
-      on_bad: 'error', or 'skip' to use what can be read of damaged tar shards.
+      on_bad: 'skip': what can be read of damaged tar shards is used, the log names them; 'error'.
     Raises: UserError with the place for anything that does not fit together.
     """
 
@@ -105,7 +105,7 @@ class RecordsSource:
         id="",
         optional=(),
         max_missing_share=0.01,
-        on_bad="error",
+        on_bad="skip",
     ):
         self._root = paths.absolute(root)
         self.name = f"{os.path.basename(self._root)}:{split}"

@@ -4,9 +4,7 @@ Each reader has `fields` (of rows, that it needs), `locate(row)` (a handle, or N
 has no such value), `read(handle)` and `close()`, after the last `locate`.
 """
 
-import numpy as np
-
-from multimodal import paths
+from multimodal import npz, paths
 from multimodal.data import image_ops
 from multimodal.data.image_codec import decode_image
 from multimodal.data.row_template import Template
@@ -168,15 +166,17 @@ class NpzReader(Reader):
         arrays = []
         for path in self._files:
             try:
-                with paths.open_binary(path) as f, np.load(f, allow_pickle=False) as file:
+                with npz.opened(path) as file:
                     known = list(file.files)
                     arrays.append(file[name])
+                    if arrays[-1].dtype.hasobject:
+                        raise ValueError(f"{name!r} holds objects")
             except KeyError:
                 raise UserError(
                     f"{self._where}: {path} has no array {name!r}{nearest(name, known)}; "
                     f"it has {', '.join(known)}"
                 ) from None
-            except Exception as e:  # NumPy and zipfile raise many kinds.
+            except (OSError, ValueError, AttributeError) as e:  # the last: no array at all
                 raise UserError(f"{self._where}: cannot read {path} ({e!s:.100})") from None
             if arrays[-1].ndim == 0:
                 raise UserError(f"{self._where}: {path}: {name!r} is a single value, not an array")

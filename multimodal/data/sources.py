@@ -14,7 +14,7 @@ with `__init__(self, split, **kwargs)`: decorate it with `@register('my_name')`,
 import inspect
 
 from multimodal import paths
-from multimodal.errors import UserError
+from multimodal.errors import BadRecord, UserError
 from multimodal.registry import lookup, nearest
 
 SOURCES = {
@@ -50,7 +50,7 @@ def build_source(name_or_path, split, kwargs=None):
     Raises UserError for an unknown name, wrong arguments and an empty data set.
     """
     where = "config.data.source"
-    cls = lookup(SOURCES, name_or_path, where)
+    cls = lookup(SOURCES, name_or_path, where, takes=("split",))
     if isinstance(cls, str):  # Built-in sources are imported on use: TFDS alone takes a second.
         cls = lookup({}, cls, where)
     kwargs = dict(kwargs or {})
@@ -77,13 +77,26 @@ def _check_arguments(name, cls, split, kwargs):
 
 
 def texts_of(source, modality):
-    """All texts of a modality, where the source can without reading the other modalities."""
+    """All texts of a modality, where the source can without reading the other modalities.
+
+    Records that cannot be read, and what is no text, are left out: training meets and counts them.
+    """
     if hasattr(source, "texts"):
-        yield from source.texts(modality)
+        for text in source.texts(modality):
+            yield from strings(text)
         return
     for i in range(len(source)):
-        text = source[i].get(modality, ())
-        yield from [text] if isinstance(text, str) else text
+        try:
+            text = source[i].get(modality)
+        except BadRecord:
+            continue
+        yield from strings(text)
+
+
+def strings(value):
+    """The strings of a text, or of a list of texts."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [v for v in values if isinstance(v, str)]
 
 
 def is_label(key):

@@ -6,9 +6,9 @@ import os
 
 from multimodal import paths
 from multimodal.data import jsonl_rows
-from multimodal.data.sources import read_label_names
+from multimodal.data.sources import read_label_names, strings
 from multimodal.data.tar_index import Shards
-from multimodal.errors import UserError
+from multimodal.errors import BadRecord, UserError, first_line
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 log = logging.getLogger(__name__)
@@ -35,10 +35,14 @@ class _ShardSource:
         lost = sum(v for k, v in self.report.items() if k != "duplicate_member")
         if self.report:
             log.warning("%s: left out or damaged: %s", self.name, self.report)
-        if lost > max_missing_share * max(1, len(self._rows) + lost):
+        share = max(lost / max(1, len(self._rows) + lost), self._shards.lost_share)
+        if share > max_missing_share:
+            first = self._shards.first_problem
             raise UserError(
                 f"{self.name}: {lost} samples or shards are missing or damaged "
-                f"({self.report}), more than max_missing_share={max_missing_share}"
+                f"({self.report}), {share:.1%} of all and more than "
+                f"max_missing_share={max_missing_share}"
+                + (f"; the first: {first}: mend the shard" if first else "")
             )
 
 
@@ -47,8 +51,9 @@ class JsonlTarSource(_ShardSource):
 
     Arguments: `folder` (with `captions.jsonl` and `*.tar`) or `jsonl` and `shards` (a glob or a
     list), names of the fields (`split_field=''` takes all rows), `label_names`, `template` as in
-    `jsonl_folder`, `on_bad` ('error' or 'skip' damaged shards) and `max_missing_share` (rows
-    without an image that are tolerated; they are counted in `report`).
+    `jsonl_folder`, `on_bad` ('skip': what can be read of a damaged shard is used, the log names
+    it; or 'error') and `max_missing_share` (of rows without an image, and of bytes behind damage,
+    that is tolerated; `report` counts them).
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class JsonlTarSource(_ShardSource):
         split_field="split",
         label_names=None,
         template="a photo of a {}",
-        on_bad="error",
+        on_bad="skip",
         max_missing_share=0.01,
     ):
         path = jsonl or paths.join(folder, "captions.jsonl")
@@ -106,7 +111,7 @@ class TarSource(_ShardSource):
     """Shards that hold images and captions side by side (`key.jpg`, `key.txt` or `key.json`).
 
     Arguments: `shards` (a glob or a list), `text_extension` ('txt', or 'json' with `text_field`),
-    `on_bad`, `max_missing_share` (samples without an image or a text, counted in `report`). The
+    `on_bad`, `max_missing_share` as above (of samples without an image or a text). The
     split is only a name here: give other shards for another split.
     """
 
@@ -116,7 +121,7 @@ class TarSource(_ShardSource):
         shards,
         text_extension="txt",
         text_field="caption",
-        on_bad="error",
+        on_bad="skip",
         max_missing_share=0.01,
     ):
         self.name = f"tar:{split}"
@@ -128,7 +133,10 @@ class TarSource(_ShardSource):
                 self._shards.report["missing_text" if image else "missing_image"] += 1
                 continue
             if text_extension == "json":
-                text = [_json_text(self._shards, text, text_field)]
+                text = _json_texts(self._shards, text, text_field)
+            if text is None:
+                self._shards.report["bad_text"] += 1
+                continue
             self._rows.append((len(self._rows), image, text, None))
         self._shards.samples = {}
         self._finish(max_missing_share)
@@ -137,8 +145,13 @@ class TarSource(_ShardSource):
 def _find(pattern):
     """The shards of a glob or of a list of globs, sorted."""
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    found = sorted({path for p in patterns for path in paths.find(p)})
-    if not found:
+    found = set()
+    for p in patterns:
+        # A shard that is named and missing is damage like any other.
+        alone = [os.path.expanduser(p)] if len(patterns) > 1 and paths.escape(p) == p else []
+        found |= set(paths.find(p) or alone)
+    found = sorted(found)
+    if not any(paths.is_remote(p) or os.path.exists(p) for p in found):
         raise UserError(f"no tar shards match {pattern!r}")
     return found
 
@@ -153,12 +166,15 @@ def _text(data):
     return data.decode("utf-8", "replace").removeprefix("\ufeff").strip()
 
 
-def _json_text(shards, member, field):
+def _json_texts(shards, member, field):
+    """The texts in a JSON member; None, and a line in the log, where there are none."""
     try:
-        text = json.loads(shards.read(member))[field]
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(
-            f"{shards.paths[member.shard]}: JSON member at byte {member.offset} has no "
-            f"{field!r} ({e!r})"
-        ) from None
-    return str(text)
+        texts = strings(json.loads(shards.read(member))[field])
+    except (ValueError, KeyError, TypeError, RecursionError, BadRecord) as e:
+        texts, why = [], first_line(e)
+    else:
+        why = "no text there"
+    if not texts:
+        path = shards.paths[member.shard]
+        log.warning("%s: JSON at byte %d has no %r (%s)", path, member.offset, field, why)
+    return texts or None

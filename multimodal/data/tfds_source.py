@@ -12,7 +12,7 @@ from multimodal import paths
 from multimodal.data.builders import BUILDERS
 from multimodal.data.builders.preparing import own_builder
 from multimodal.data.sources import read_label_names
-from multimodal.errors import UserError
+from multimodal.errors import BadRecord, UserError, first_line
 from multimodal.registry import nearest
 
 _EXTRA = "pip install '.[tfds-tensorflow]'"
@@ -66,7 +66,11 @@ class TfdsSource:
         return len(self._data)
 
     def __getitem__(self, index):
-        record, fields = self._data[index], self._fields
+        fields = self._fields
+        try:
+            record = self._data[index]
+        except Exception as e:  # what a damaged file makes the reader raise is not documented
+            raise BadRecord(f"cannot be read ({first_line(e)})") from None
         example = {"id": int(record[fields["id"]]) if fields["id"] else index}
         if fields["image"]:
             example["image"] = record[fields["image"]]
@@ -102,8 +106,8 @@ def _find_builder(name, data_dir):
             f"({str(e).rpartition(': ')[2]}); for TensorFlow: {_EXTRA}, then prepare it once with "
             "file_format='array_record'"
         ) from None
-    except (ValueError, OSError, RuntimeError) as e:
-        raise UserError(f"cannot load the TFDS set {name!r}: {str(e).splitlines()[0]}") from None
+    except Exception as e:  # as above, of dataset_info.json and features.json
+        raise UserError(f"cannot load the TFDS set {name!r}: {first_line(e)}") from None
 
 
 def _prepared_folder(name, data_dir):
@@ -189,11 +193,11 @@ def _open_split(name, builder, split, image_field):
     decoders = {image_field: tfds.decode.SkipDecoding()} if image_field else None
     try:
         return builder.as_data_source(split=split, decoders=decoders)
-    except (ValueError, KeyError) as e:
+    except Exception as e:  # as above
         known = list(builder.info.splits)
         raise UserError(
             f"{name}: no split {split!r}{nearest(split, known)}; it has "
-            f"{', '.join(known)} ({str(e).splitlines()[0]})"
+            f"{', '.join(known)} ({first_line(e)})"
         ) from None
 
 

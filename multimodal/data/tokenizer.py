@@ -3,7 +3,9 @@
 Special tokens are put in by this class alone, so those names inside a caption are plain text.
 """
 
+import base64
 import json
+import math
 import os
 import re
 
@@ -13,7 +15,7 @@ from tokenizers import models
 
 from multimodal import paths
 from multimodal.data import clip_bpe, sentencepiece_model, unigram, wordpiece
-from multimodal.errors import UserError
+from multimodal.errors import BadRecord, UserError, first_line
 
 SPECIALS = {
     "pad": ("[PAD]", "<pad>"),
@@ -25,6 +27,8 @@ SPECIALS = {
 TRAINERS = {"wordpiece": wordpiece.train, "unigram": unigram.train}
 KINDS = (*TRAINERS, "clip")
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_MAX_GROWTH = 1000  # times that all replacements of a normalizer may make a text longer
+_PROBE = "A dog, 犬 \0 x1"
 _MAX_CHARACTERS = 20_000  # What lies beyond cannot matter for any max_length in use.
 
 
@@ -43,7 +47,7 @@ class Tokenizer:
         self.is_clip = clip_bpe.START in vocab and SPECIALS["pad"][0] not in vocab
         for role, names in SPECIALS.items():
             found = [vocab[name] for name in names if name in vocab]
-            if self.is_clip and not found:
+            if self.is_clip and not found and role not in ("cls", "sep"):
                 found = [0 if role == "pad" else None]
             if not found:
                 raise UserError(f"the tokenizer has no {names[0]} token; give a BERT-style one")
@@ -117,8 +121,8 @@ class Tokenizer:
         if str(path).endswith(".model"):
             return cls(sentencepiece_model.backend(path), add_sep is not False)
         try:
-            text = paths.read(path).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as e:
+            text = paths.read(path).decode("utf-8-sig")
+        except (OSError, ValueError) as e:
             raise UserError(f"cannot read the tokenizer {str(path)!r} ({e})") from None
         if str(path).endswith(".txt"):
             return cls(_from_vocab(path, text), add_sep is not False)
@@ -126,9 +130,12 @@ class Tokenizer:
             spec = json.loads(text)
             found = _ends_with_sep(spec.get("post_processor"))
             spec.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+            _check_normalizer(spec.get("normalizer"))
             backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        except Exception as e:  # The library raises plain Exceptions.
-            raise UserError(f"{path}: not a tokenizer.json ({str(e)[:100]})") from None
+            backend.encode(_PROBE)
+        except BaseException as e:
+            _reraise(e)
+            raise UserError(f"{path}: not a tokenizer.json ({first_line(e)})") from None
         return cls(backend, found if add_sep is None else add_sep)
 
     def __getstate__(self):
@@ -138,10 +145,14 @@ class Tokenizer:
         self.__init__(tokenizers.Tokenizer.from_str(state["json"]), state["add_sep"])
 
     def _encode(self, texts):
-        # For a few captions the library's thread pool costs more than it saves.
-        if len(texts) < 64:
-            return [self._encoder.encode(t, add_special_tokens=False) for t in texts]
-        return self._encoder.encode_batch(texts, add_special_tokens=False)
+        try:
+            # For a few captions the library's thread pool costs more than it saves.
+            if len(texts) < 64:
+                return [self._encoder.encode(t, add_special_tokens=False) for t in texts]
+            return self._encoder.encode_batch(texts, add_special_tokens=False)
+        except BaseException as e:
+            _reraise(e)
+            raise BadRecord(f"text cannot be cut into tokens ({first_line(e)})") from None
 
 
 def train_tokenizer(captions, cfg):
@@ -166,6 +177,33 @@ def train_tokenizer(captions, cfg):
 
 def _clean(text):
     return _SURROGATES.sub("\ufffd", text[:_MAX_CHARACTERS])
+
+
+def _reraise(error):
+    """Raise again what is not the library's: its panics are no Exceptions."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+
+
+def _check_normalizer(spec):
+    """Raise ValueError for a normalizer that takes all memory, at which the library ends the
+    process: replacements that make texts grow without bounds, and a table that claims more bytes
+    than it has.
+    """
+    rules = [spec]
+    growth = []
+    while rules:
+        rule = rules.pop()
+        if not isinstance(rule, dict):
+            continue
+        rules += rule.get("normalizers") or []
+        growth.append(1 + len(rule.get("content") or "") + len(rule.get("prepend") or ""))
+        if rule.get("type") == "Precompiled":
+            table = base64.b64decode(rule["precompiled_charsmap"], validate=True)
+            if len(table) < 4 or int.from_bytes(table[:4], "little") > len(table) - 4:
+                raise ValueError("the table of its normalizer is cut off")
+    if math.prod(growth) > _MAX_GROWTH:
+        raise ValueError("its normalizer makes texts more than a thousand times longer")
 
 
 def _from_vocab(path, text):

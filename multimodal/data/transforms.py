@@ -38,7 +38,7 @@ def register(name):
 def build_transform(name, cfg, train, tokenizer=None):
     """The transform of a registered name or `package.module:build`."""
     where = "config.modalities.<m>.transform"
-    build = lookup(TRANSFORMS, name, where)
+    build = lookup(TRANSFORMS, name, where, takes=("cfg", "train"))
     build = lookup({}, build, where) if isinstance(build, str) else build
     transform = build(cfg, train, tokenizer)
     level = cfg.get("noise", 0.0)
@@ -214,9 +214,12 @@ class TextTransform:
         return {"vocab_size": self.tokenizer.vocab_size, "special_ids": special}
 
     def _captions(self, value):
-        captions = [value] if isinstance(value, str) else list(value)
+        captions = value if isinstance(value, list | tuple) else [value]
         if not captions:
             raise BadRecord("example has an empty list of captions")
+        for caption in captions:
+            if not isinstance(caption, str):
+                raise BadRecord(f"caption must be a text, not {caption!r:.40}")
         return captions
 
     @staticmethod

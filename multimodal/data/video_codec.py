@@ -27,6 +27,8 @@ def decode_video(value, count, max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES):
     """
     if isinstance(value, np.ndarray):
         return _from_array(value, count)
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise BadRecord(f"video must be bytes or an array, not {type(value).__name__}")
     data = bytes(value)
     total = _count_frames(data, max_pixels, max_frames)
     frames, found = _take(data, even_frames(total, count), max_pixels, max_frames)

@@ -33,4 +33,4 @@ def evaluator(name) -> Callable:
 
     for module in MODULES:
         importlib.import_module(module)
-    return lookup(EVALUATORS, name, "config.eval.names")
+    return lookup(EVALUATORS, name, "config.eval.names", takes=("net", "data", "cfg"))

@@ -1,6 +1,5 @@
 """What a run leaves for people: tables of its evaluation on the terminal, and pictures."""
 
-import json
 import pathlib
 
 from multimodal.evals.grids import by_first, sections
@@ -18,15 +17,15 @@ def report(workdir, step="latest", overrides=()):
     import jax
 
     from multimodal.api import load
+    from multimodal.training.checkpoint import read_scores
     from multimodal.training.plots import loss_curves
 
     if jax.process_index():
         return []
     workdir = pathlib.Path(workdir)
     loaded = load(workdir, step)
-    scores, paths = workdir / "eval" / f"{loaded.step}.json", []
-    if scores.is_file():
-        metrics = json.loads(scores.read_text(encoding="utf-8"))
+    metrics, paths = read_scores(workdir, loaded.step), []
+    if metrics:
         print(f"\n{table(metrics)}\n")
         paths += robustness_pictures(metrics, workdir / "pictures", loaded.step)
     paths += retrieval_sheets(loaded, workdir / "pictures", overridden(loaded.config, overrides))

@@ -9,7 +9,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from multimodal.errors import UserError
+from multimodal import npz
+from multimodal.errors import UserError, first_line
 
 NAMES = (
     "model.safetensors",
@@ -53,11 +54,6 @@ def find(path) -> pathlib.Path:
     return path
 
 
-def first_line(e) -> str:
-    """What an exception says, on one line; its type where it says nothing."""
-    return next(iter(str(e).splitlines()), "") or type(e).__name__
-
-
 def half_to_float(x):
     """Half-precision arrays as float32, others as they are."""
     return x.astype(np.float32) if x.dtype.name in ("float16", "bfloat16") else x
@@ -67,14 +63,20 @@ def read_safetensors(path):
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as e:
-        raise UserError(f"{path}: not a safetensors file: {e}") from None
+        raise UserError(f"{path}: not a safetensors file: {first_line(e)}") from None
+    except (AttributeError, KeyError, TypeError) as e:  # of types that NumPy does not have
+        raise UserError(
+            f"{path}: holds arrays of a type that is not known: {first_line(e)}"
+        ) from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {first_line(e)}") from None
 
 
 def read_npz(path):
     try:
-        with np.load(path, allow_pickle=False) as z:
-            return {k: z[k] for k in z.files}
-    except (ValueError, OSError, EOFError, pickle.UnpicklingError) as e:
+        with npz.opened(path) as z:
+            return {k: npz.numbers(z, k) for k in z.files}
+    except (ValueError, OSError, KeyError) as e:
         raise UserError(f"{path}: not an .npz of plain arrays: {first_line(e)}") from None
 
 
@@ -131,7 +133,10 @@ def read_config(path) -> dict | None:
     for name in CONFIGS:
         if (folder / name).is_file():
             try:
-                return json.loads((folder / name).read_text())
-            except (json.JSONDecodeError, UnicodeDecodeError) as e:
-                raise UserError(f"{folder / name}: not JSON: {e}") from None
+                config = json.loads((folder / name).read_text())
+            except (OSError, ValueError, RecursionError) as e:
+                raise UserError(f"{folder / name}: not JSON: {first_line(e)}") from None
+            if not isinstance(config, dict):
+                raise UserError(f"{folder / name}: must be an object: mend it or take it away")
+            return config
     return None

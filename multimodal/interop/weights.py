@@ -264,6 +264,7 @@ def initialise_from(params, init_cfg, model_cfg):
         init_cfg["resize_pos_embed"],
     )
     found = {k.removeprefix("params/"): v for k, v in found.items() if k.startswith("params/")}
+    check_finite(found, where)
     kept = len(unstack_flat(shapes_only(shapes))) - len(found)
     log.info("%s: %d weights read, %d keep their initial values", where, len(found), kept)
     alone, stacks = group_layers(found, flat)
@@ -280,6 +281,16 @@ def initialise_from(params, init_cfg, model_cfg):
 def shapes_only(shapes) -> dict:
     """{path: array without memory} for {path: shape}."""
     return {k: np.broadcast_to(np.int8(0), s) for k, s in shapes.items()}
+
+
+def check_finite(arrays, where):
+    """Raise UserError for weights that would make every loss NaN from the first step on."""
+    wrong = [k for k, v in arrays.items() if not np.isfinite(np.asarray(v, np.float32)).all()]
+    if wrong:
+        raise UserError(
+            f"{where}: {len(wrong)} of {len(arrays)} weights are not finite, such as {min(wrong)}: "
+            "the file is damaged, or of a run that diverged; take another"
+        )
 
 
 def export_weights(params, cfg, format, ema=None, queue=None) -> dict[str, np.ndarray]:

@@ -33,7 +33,7 @@ def build_encoder(cfg: dict, **shared) -> nn.Module:
 
     shared: fields that are the whole model's: dtype, attention_kernel.
     """
-    cls = lookup(ENCODERS, cfg["encoder"], "config.modalities.<m>.encoder")
+    cls = lookup(ENCODERS, cfg["encoder"], "config.modalities.<m>.encoder", kind=nn.Module)
     fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
     return cls(**{k: v for k, v in {**cfg, **shared}.items() if k in fields})
 

@@ -26,7 +26,7 @@ def build_fusion(cfg: dict, modalities: dict, **shared) -> nn.Module:
 
     shared: fields that are the whole model's: dtype, attention_kernel.
     """
-    cls = lookup(FUSIONS, cfg["kind"], "config.model.fusion.kind")
+    cls = lookup(FUSIONS, cfg["kind"], "config.model.fusion.kind", kind=nn.Module)
     fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
     known = {k: v for k, v in {**cfg, **shared}.items() if k in fields}
     if "names" in fields:

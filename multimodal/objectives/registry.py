@@ -59,7 +59,8 @@ def build(config, known_values=None) -> list[Objective]:
     objectives = []
     for name, spec in config.objectives.items():
         spec = dict(spec)
-        fn = lookup(OBJECTIVES, spec.pop("fn", name), f"config.objectives.{name}.fn")
+        where, takes = f"config.objectives.{name}.fn", ("net", "out", "batch", "rng")
+        fn = lookup(OBJECTIVES, spec.pop("fn", name), where, takes)
         weight = spec.pop("weight", 1.0)
         known = list(inspect.signature(fn).parameters)[4:]
         for key in spec:

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from multimodal.config import read_config
-from multimodal.errors import UserError
+from multimodal.errors import UserError, first_line
 from multimodal.training.distributed import meet
 from multimodal.training.fingerprint import fingerprints
 
@@ -180,11 +180,23 @@ def choose_step(workdir, step="latest") -> int:
     return int(step)
 
 
+def read_scores(workdir, step) -> dict[str, float]:
+    """The metrics of an evaluated step; none where its eval/STEP.json is missing or damaged."""
+    path = pathlib.Path(workdir, "eval", f"{step}.json")
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        return {k: float(v) for k, v in scores.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
+        log.warning("%s: cannot be read, its scores do not count: %s", path, first_line(e))
+        return {}
+
+
 def _score(workdir, step, metric):
     """A metric of an evaluated step; -inf where there is none."""
-    path = pathlib.Path(workdir, "eval", f"{step}.json")
-    scores = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return scores.get(metric, -math.inf)
+    score = read_scores(workdir, step).get(metric, -math.inf)
+    return -math.inf if math.isnan(score) else score
 
 
 def restore_params(workdir, step="latest", host=False):

@@ -12,7 +12,12 @@ from multimodal.chips import chip_of
 from multimodal.config import check_same, read_config, save_config
 from multimodal.errors import Preempted, UserError
 from multimodal.training import flops, setup
-from multimodal.training.checkpoint import Checkpoints, check_tokenizer, tokenizer_digest
+from multimodal.training.checkpoint import (
+    Checkpoints,
+    check_tokenizer,
+    read_scores,
+    tokenizer_digest,
+)
 from multimodal.training.clock import Advice, Clock, Startup
 from multimodal.training.distributed import meet
 from multimodal.training.goodput import Goodput
@@ -205,8 +210,7 @@ def write_scores(workdir, step, scores):
     """Write eval/STEP.json, at no moment half of it; other scores of that step stay."""
     path = pathlib.Path(workdir, "eval", f"{step}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        scores = json.loads(path.read_text(encoding="utf-8")) | scores
+    scores = read_scores(workdir, step) | scores
     part = path.with_suffix(".part")
     part.write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(part, path)

@@ -114,6 +114,7 @@ def get_pipeline(config, source, tokenizer):
         threads=config.data.threads,
         workers=config.data.workers,
         max_bad_share=config.data.max_bad_share,
+        classes={c.target: c.classes for c in config.model.classifiers.values()},
     )
 
 

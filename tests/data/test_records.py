@@ -231,7 +231,7 @@ def test_damaged_shards(root):
         f.write(b"no tar" * 200)
     values = dict(image=PICTURE)
     with pytest.raises(UserError, match="pics-1.tar"):
-        build(root, "val", modalities=values)
-    source = build(root, "val", modalities=values, on_bad="skip")
+        build(root, "val", modalities=values, on_bad="error")
+    source = build(root, "val", modalities=values)
     assert source.report == {"unreadable_shard": 1}
     assert Image.open(io.BytesIO(source[0]["image"])).size == (6, 4)

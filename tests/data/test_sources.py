@@ -129,13 +129,14 @@ def test_shards_skip_and_count(bad, name):
     assert any(key.startswith(reason) for key in source.report) if reason else not source.report
 
 
-def test_damaged_shards_are_errors_by_default(bad):
+@pytest.mark.parametrize("on_bad", ["skip", "error"])
+def test_data_of_damaged_shards_alone_is_an_error(bad, on_bad):
     folder, expect = bad
     for name in SHARDS:
         path = str(folder / "shards" / name)
         if expect[f"shards/{name}"] == "reject":
             with pytest.raises(UserError) as e:
-                build_source("tar", "all", dict(shards=path))
+                build_source("tar", "all", dict(shards=path, on_bad=on_bad))
             assert name in str(e.value)
 
 
