@@ -91,10 +91,14 @@ class Shards:
                 self._files.pop(next(iter(self._files)))  # closed once nobody reads from it
         return file
 
-    def _complain(self, path, problem, on_bad):
-        reason, detail = problem
+    def leave_out(self, path, reason, detail):
+        """Count what is left out of a shard."""
         self.report[reason] += 1
         self.first_problem = self.first_problem or f"{path}: {detail}"
+
+    def _complain(self, path, problem, on_bad):
+        reason, detail = problem
+        self.leave_out(path, reason, detail)
         if on_bad == "error":
             raise UserError(f"{path}: {detail}; mend the shard or set on_bad='skip'")
         told = sum(self.report.values())

@@ -127,10 +127,12 @@ class TarSource(_ShardSource):
         self.name = f"tar:{split}"
         self._shards = Shards(_find(shards), on_bad)
         self._rows = []
-        for sample in self._shards.samples.values():
+        for key, sample in self._shards.samples.items():
             image, text = _image_member(sample), sample.get(text_extension)
             if image is None or text is None or not text.size:
-                self._shards.report["missing_text" if image else "missing_image"] += 1
+                shard = self._shards.paths[next(iter(sample.values())).shard]
+                lacks = "text" if image else "image"
+                self._shards.leave_out(shard, f"missing_{lacks}", f"sample {key!r} has no {lacks}")
                 continue
             if text_extension == "json":
                 text = _json_texts(self._shards, text, text_field)
@@ -140,6 +142,11 @@ class TarSource(_ShardSource):
             self._rows.append((len(self._rows), image, text, None))
         self._shards.samples = {}
         self._finish(max_missing_share)
+        if not self._rows:
+            first, *more = self._shards.paths
+            raise UserError(
+                f"{self.name}: no examples in {first}" + (f" and {len(more)} more" if more else "")
+            )
 
 
 def _find(pattern):

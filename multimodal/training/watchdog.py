@@ -1,6 +1,7 @@
 """A step that hangs: where every thread stands, then the end."""
 
 import faulthandler
+import sys
 
 
 class Watchdog:
@@ -16,7 +17,8 @@ class Watchdog:
     def feed(self):
         """The run is alive."""
         if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds, exit=True)
+            # The process's own stderr: what stands in its place (a notebook's) may be no file.
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
 
     def stop(self):
         """What comes next may take any time."""
