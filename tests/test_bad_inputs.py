@@ -46,6 +46,8 @@ class Commands:
 
     def __init__(self, monkeypatch, capsys, caplog):
         self._monkeypatch, self._capsys, self._caplog = monkeypatch, capsys, caplog
+        # This process has devices already, and is alone.
+        monkeypatch.setattr("multimodal.training.distributed.initialise", lambda *args: None)
 
     def _run(self, fn):
         self._caplog.clear()
