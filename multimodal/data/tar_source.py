@@ -127,10 +127,10 @@ class TarSource(_ShardSource):
         self.name = f"tar:{split}"
         self._shards = Shards(_find(shards), on_bad)
         self._rows = []
-        for sample in self._shards.samples.values():
+        for key, sample in self._shards.samples.items():
             image, text = _image_member(sample), sample.get(text_extension)
             if image is None or text is None or not text.size:
-                self._shards.report["missing_text" if image else "missing_image"] += 1
+                self._lacks("text" if image else "image", key, sample)
                 continue
             if text_extension == "json":
                 text = _json_texts(self._shards, text, text_field)
@@ -140,6 +140,14 @@ class TarSource(_ShardSource):
             self._rows.append((len(self._rows), image, text, None))
         self._shards.samples = {}
         self._finish(max_missing_share)
+        if not self._rows:
+            raise UserError(f"{self.name}: no examples in {', '.join(self._shards.paths[:3])}")
+
+    def _lacks(self, what, key, sample):
+        shards = self._shards
+        shards.report[f"missing_{what}"] += 1
+        path = shards.paths[next(iter(sample.values())).shard]
+        shards.first_problem = shards.first_problem or f"{path}: sample {key!r} has no {what}"
 
 
 def _find(pattern):
