@@ -163,3 +163,18 @@ def test_one_damaged_shard_of_a_thousand(tmp_path, noise, damage, caplog):
     source = build_source("jsonl_tar", "train", dict(folder=str(tmp_path)))
     assert len(source) == 1998 and source.report["missing_image"] == 2
     assert ("s-0500.tar" if damage != "missing" else "no image for id '05000'") in caplog.text
+
+
+def test_training_goes_on_beside_a_damaged_shard(tmp_path, noise, caplog):
+    from multimodal.config import load_config
+    from multimodal.training.loop import train
+
+    middle = thousand(tmp_path, noise)
+    middle.write_bytes(random.Random(0).randbytes(3000))
+    changes = ["steps=2", "eval.pictures=0", "eval.best=", "eval.names=()",
+               "data.eval_splits=train", "data.source=jsonl_tar",
+               f"data.kwargs={dict(folder=str(tmp_path))!r}"]  # fmt: skip
+    train(load_config("configs/emoji.py:clip,smoke", changes), tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    assert f"{middle}: not a whole" in caplog.text
+    assert "{'unreadable_shard': 1, 'missing_image': 2}" in caplog.text
