@@ -2,11 +2,11 @@
 
 import ast
 import difflib
-import importlib.util
+import importlib.machinery
 import json
 import os
 import pathlib
-import re
+import sys
 
 from ml_collections import ConfigDict
 
@@ -29,7 +29,6 @@ FREE_KEYS = (
 )
 # Parts that every run's config has; the code that reads one relies on them.
 _PARTS = ("modalities", "model")
-_IMPORT_PATH = re.compile(r"(\w+)[\w.]*:\w+")
 
 
 def load_config(spec: str, overrides=()) -> ConfigDict:
@@ -200,15 +199,27 @@ def _check_imports(path, flat):
     """Raise UserError where a stored config has an import path that leads into its own folder."""
     folder = path.resolve().parent
     for key, value in flat.items():
-        for word in value if isinstance(value, tuple) else (value,):
-            found = _IMPORT_PATH.fullmatch(word) if isinstance(word, str) else None
-            spec = importlib.util.find_spec(found[1]) if found else None  # imports nothing
-            places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
-            if any(folder in pathlib.Path(p).resolve().parents for p in places if p):
+        names = [w for w in key.split(".") if ":" in w]  # an objective's name is its function's
+        for word in (*names, *(value if isinstance(value, tuple) else (value,))):
+            module = word.partition(":")[0] if isinstance(word, str) and ":" in word else ""
+            if module and any(folder in p.parents or p == folder for p in _places(module)):
                 raise UserError(
-                    f"{path}: {key} is {word!r}, code in the run's own folder, which is data: "
+                    f"{path}: {key} names {word!r}, code in the run's own folder, which is data: "
                     "put the module elsewhere, on PYTHONPATH"
                 )
+
+
+def _places(module):
+    """Where Python would look for a module, or for a package above it; nothing is imported."""
+    for root in map(pathlib.Path, sys.path):
+        try:
+            inner = (root / module.replace(".", "/")).resolve()
+        except (OSError, ValueError):  # no path at all
+            continue
+        for suffix in ("", *importlib.machinery.all_suffixes()):
+            place = inner.with_name(inner.name + suffix) if inner.name else inner
+            if place.exists():
+                yield place
 
 
 def _tuples(value):

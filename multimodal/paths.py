@@ -14,6 +14,7 @@ import re
 import tempfile
 import time
 import urllib.parse
+import uuid
 
 from multimodal.errors import BadRecord, Unhealthy, UserError, first_line
 
@@ -90,7 +91,10 @@ def is_file(path, listed=None) -> bool:
     if not is_remote(path):
         return os.path.isfile(path)
     if listed is None or path.startswith("http"):
-        return _ask("isfile", path)
+        try:  # fsspec's own isfile takes a store that does not answer for a missing file
+            return _ask("info", path)["type"] == "file"
+        except (FileNotFoundError, NotADirectoryError):
+            return False
     folder, _, name = path.rpartition("/")
     if folder not in listed:
         try:
@@ -147,11 +151,16 @@ def read_example(path, offset=0, count=None) -> bytes:
     return data
 
 
+def is_outage(e, path) -> bool:
+    """Whether an OSError is a remote store that does not answer, rather than a missing file."""
+    return is_remote(path) and getattr(e, "errno", None) == errno.EIO
+
+
 def failure(e, path, where=""):
     """The BadRecord, or the Unhealthy, that an error while an example is read comes to; `where` it
     is, if the path alone does not tell.
     """
-    if is_remote(path) and getattr(e, "errno", None) == errno.EIO:
+    if is_outage(e, path):
         return Unhealthy(f"{path}: {e.strerror}; the same command goes on when it does")
     reason = getattr(e, "strerror", None) or first_line(e)
     return BadRecord(f"cannot read {where or repr(path)}: {reason}")
@@ -180,9 +189,13 @@ def write(path, data):
 def writing(path):
     """A local file to write to, which is found at `path` once the context ends without an error."""
     if not is_remote(path):
-        part = f"{path}.{os.getpid()}.part"
-        yield part
-        os.replace(part, path)
+        part = f"{path}.{uuid.uuid4().hex[:12]}.part"  # processes of other machines may write too
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
         return
     with tempfile.TemporaryDirectory() as folder:
         part = os.path.join(folder, "part")

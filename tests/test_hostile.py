@@ -58,12 +58,28 @@ def store(folder, config):
     (folder / "config.json").write_text(text)
 
 
-def test_code_in_the_folder_of_a_run_is_not_imported(tmp_path, monkeypatch):
-    (tmp_path / "hostile.py").write_text("raise SystemExit(99)")
+@pytest.mark.parametrize("name", ["hostile:Source", "hostile: Source", "a.run.hostile:Source"])
+@pytest.mark.parametrize("place", ["value", "list", "key"])
+def test_code_in_the_folder_of_a_run_is_not_imported(tmp_path, monkeypatch, name, place):
+    run = tmp_path / "a" / "run"
+    run.mkdir(parents=True)
+    (run / "hostile.py").write_text("raise SystemExit(99)")
     monkeypatch.syspath_prepend(str(tmp_path))
-    store(tmp_path, dict(modalities={}, model={}, data=dict(source="hostile:Source")))
-    with pytest.raises(UserError, match="'hostile:Source', code in the run's own folder"):
-        read_config(tmp_path)
+    monkeypatch.syspath_prepend(str(run))
+    said = dict(value=dict(source=name), list=dict(sources=[name]), key={name: {"weight": 1}})
+    store(run, dict(modalities={}, model={}, data=said[place]))
+    with pytest.raises(UserError, match=f"{name!r}, code in the run's own folder|accept dots"):
+        read_config(run)
+
+
+def test_code_elsewhere_is_fine(tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "x"
+    run.mkdir(parents=True)
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = dict(source="mine:Source", url="https://host/a", other="none.such:Thing")
+    store(run, dict(modalities={}, model={}, data=said))
+    assert read_config(run).data.source == "mine:Source"
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,10 @@ class JsonlFolderSource:
     def _inside(self, path, line, name):
         """The real path of an image, which must be a file inside the folder."""
         try:
-            full = paths.real(paths.inside(self._folder, name, "image"))
-            if not paths.is_remote(full):  # a link may lead elsewhere
+            if paths.is_remote(self._folder):
+                full = paths.inside(self._folder, name, "image")
+            else:  # where links lead is what counts
+                full = os.path.realpath(os.path.join(self._folder, name))
                 paths.inside(self._folder, full, "image")
             exists = paths.is_file(full, self._listed)
         except UserError as e:

@@ -143,7 +143,9 @@ class ParquetSource(_Table):
             try:
                 file = self._parquet.ParquetFile(paths.handle(self._paths[number]))
                 values = file.read_row_group(group, columns=[column]).column(column)
-            except Exception:  # as above; its rows are counted when training meets them
+            except Exception as e:  # as above; its rows are counted when training meets them
+                if paths.is_outage(e, self._paths[number]):
+                    raise paths.failure(e, self._paths[number]) from None
                 continue
             for value in values:
                 try:

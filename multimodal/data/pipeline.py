@@ -235,6 +235,7 @@ def _replacement(seed, index, attempt, total):
 
 
 def _id(value):
+    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**31:
         raise BadRecord(f"id is {value!r:.40}; ids must be integers from 0 to 2^31 - 1")
     return np.int32(value)

@@ -100,7 +100,12 @@ def _claim(out, split, key):
 def read_note(job):
     """What `write_file` noted of a job; None where it has not been done."""
     path, note = _places(job)
-    return json.loads(paths.read(note)) if paths.is_file(note) and paths.is_file(path) else None
+    if not (paths.is_file(note) and paths.is_file(path)):
+        return None
+    try:
+        return json.loads(paths.read(note))
+    except ValueError:  # damaged: the file is written again
+        return None
 
 
 def _places(job):

@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from multimodal.data import prepare
-from multimodal.errors import UserError
+from multimodal.errors import Unhealthy, UserError
 
 
 def in_pipeline(arguments=()):
@@ -38,6 +38,9 @@ def in_pipeline(arguments=()):
         except Exception as e:  # runners wrap what a worker raised in errors of their own
             lines = [line for line in str(e).splitlines() if line.strip()]
             told = next((x for x in lines if "UserError: " in x), (lines or [repr(e)])[-1])
+            down = next((x for x in lines if "Unhealthy: " in x), "")
+            if down:
+                raise Unhealthy(f"Beam: {down.rpartition('Unhealthy: ')[2]:.300}") from e
             raise UserError(f"Beam: {told.rpartition('UserError: ')[2]:.300}") from e
         notes = [prepare.read_note(job) for job in jobs]
         if None in notes:

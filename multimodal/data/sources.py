@@ -12,6 +12,7 @@ with `__init__(self, split, **kwargs)`: decorate it with `@register('my_name')`,
 """
 
 import inspect
+import re
 
 from multimodal import paths
 from multimodal.errors import BadRecord, UserError
@@ -111,7 +112,7 @@ def read_label_names(value):
     if not isinstance(value, str):
         return [str(v) for v in value]
     try:
-        lines = paths.read(value).decode("utf-8-sig").splitlines()
+        lines = re.split(r"\r\n|\r|\n", paths.read(value).decode("utf-8-sig"))
         return [line for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"label_names: cannot read {value!r} ({e})") from None

@@ -9,7 +9,7 @@ import tarfile
 import threading
 
 from multimodal import paths
-from multimodal.errors import BadRecord, UserError
+from multimodal.errors import BadRecord, Unhealthy, UserError
 
 _OPEN_FILES = 128  # a job may have thousands of shards, and a process often only 1,024 files
 _BLOCK = 1 << 20
@@ -42,7 +42,7 @@ class Shards:
             raise UserError(f"on_bad must be 'error' or 'skip', not {on_bad!r}")
         self.paths = [paths.absolute(p) for p in files]
         self.samples, self.report, self.first_problem = {}, collections.Counter(), ""
-        self._bytes = self._lost = 0
+        self._sizes = []  # (bytes, of them behind damage) of each shard
         self._restart()
         for number in range(len(self.paths)):
             for problem in self._index(number):
@@ -51,7 +51,12 @@ class Shards:
     @property
     def lost_share(self):
         """Share of the bytes of all shards that cannot be reached for damage before them."""
-        return self._lost / max(1, self._bytes)
+        known = [size for size, _ in self._sizes if size]
+        if not known:
+            return float(bool(self._sizes))
+        usual = sum(known) / len(known)  # of a shard that is missing
+        lost = sum(lost if size else usual for size, lost in self._sizes)
+        return lost / sum(size or usual for size, _ in self._sizes)
 
     def find(self, name):
         """The Member of a file name, or None."""
@@ -66,7 +71,8 @@ class Shards:
         if paths.is_remote(path):
             return paths.read_example(path, member.offset, member.size)
         try:
-            data = os.pread(self._file(member.shard).fd, member.size, member.offset)
+            file = self._file(member.shard)  # held: another thread may let go of it meanwhile
+            data = os.pread(file.fd, member.size, member.offset)
         except OSError as e:
             raise BadRecord(f"cannot read shard {path!r}: {e.strerror}") from None
         if len(data) != member.size:
@@ -120,11 +126,12 @@ class Shards:
                 if problem:
                     yield problem
         except OSError as e:
+            if paths.is_outage(e, path):
+                raise Unhealthy(f"{path}: {e.strerror}; the same command goes on") from None
             yield "unreadable_shard", f"cannot be read ({e.strerror or e})"
         except Exception as e:  # what damaged headers make tarfile raise is not documented
             yield "unreadable_shard", f"not a whole, uncompressed tar file ({e!s:.100})"
-        self._bytes += max(1, size)
-        self._lost += max(1, size) - good
+        self._sizes.append((size, size - good))
 
     def _add(self, number, member, size):
         if member.isdir():
@@ -152,9 +159,9 @@ class _File:
         self.fd = -1
         self.fd = os.open(path, os.O_RDONLY)
 
-    def __del__(self):
+    def __del__(self, close=os.close):  # at the interpreter's end `os` is gone
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
 
 
 def _split(name):

@@ -25,8 +25,8 @@ def read_scores(run) -> dict:
         raise UserError(f"{run}: no eval/STEP.json: train or evaluate it first")
     path = max(steps, key=lambda p: int(p.stem))
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        metrics = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise UserError(f"{path}: cannot be read ({e})") from None
     if not sections(metrics, "robustness"):
         raise UserError(

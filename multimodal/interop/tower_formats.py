@@ -242,6 +242,7 @@ def videomae_config(r):
         "patch": patch,
         "tubelet": tubelet,
         "attention": "joint",
+        "motion": False,
         "position_embedding": "sinusoid",
         "class_token": False,
         "final_norm": "tokens" if f"{p}layernorm.weight" in r.state else "none",

@@ -24,8 +24,11 @@ def pixels(module, video):
             f"{video.shape[1:]}: set modalities.<m>.frames, size and channels to the data's"
         )
     mean, std = module.mean[: module.channels], module.std[: module.channels]
-    video = normalize(video, mean, std, module.dtype)
-    return video - video.mean(1, keepdims=True) if module.motion else video
+    if not module.motion:
+        return normalize(video, mean, std, module.dtype)
+    # In half precision little would be left of a small difference of large numbers.
+    video = normalize(video, mean, std, jnp.promote_types(module.dtype, jnp.float32))
+    return (video - video.mean(1, keepdims=True)).astype(module.dtype)
 
 
 def tubelets(video, depth, patch):

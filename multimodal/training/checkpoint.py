@@ -184,8 +184,8 @@ def read_scores(workdir, step) -> dict[str, float]:
     """The metrics of an evaluated step; none where its eval/STEP.json is missing or damaged."""
     path = pathlib.Path(workdir, "eval", f"{step}.json")
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-        return {k: float(v) for k, v in scores.items()}
+        scores = json.loads(path.read_text(encoding="utf-8")).items()
+        return {k: float(v) for k, v in scores if isinstance(v, int | float)}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:

@@ -46,8 +46,9 @@ def _wanted(url):
     def there(base, names):
         return [n for n in names if paths.is_file(paths.join(base, n))]
 
-    base, _, step = url.partition("/checkpoints/")
-    steps = [step] if step else paths.names(paths.join(url, "checkpoints"))
+    one = re.fullmatch(r"(.+)/checkpoints/(\d+)", url)
+    base = one[1] if one else url
+    steps = [one[2]] if one else paths.names(paths.join(url, "checkpoints"))
     steps = sorted((s for s in steps if s.isdigit()), key=int)
     if steps:
         return base, [*there(base, ("config.json", "tokenizer.json")), f"checkpoints/{steps[-1]}"]

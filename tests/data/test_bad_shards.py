@@ -178,3 +178,27 @@ def test_training_goes_on_beside_a_damaged_shard(tmp_path, noise, caplog):
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
     assert f"{middle}: not a whole" in caplog.text
     assert "{'unreadable_shard': 1, 'missing_image': 2}" in caplog.text
+
+
+def test_missing_shards_weigh_as_much_as_others(tmp_path):
+    """Half of ten shards gone is half of the data, though nobody knows their size."""
+    names = [str(tmp_path / f"{i}.tar") for i in range(10)]
+    for name in names[::2]:
+        (tmp_path / name).write_bytes(member("a.png") + member("a.txt") + END)
+    with pytest.raises(UserError, match="50.0% of all"):
+        build_source("tar", "train", dict(shards=names, max_missing_share=0.4))
+    assert Shards(names, "skip").lost_share == 0.5
+
+
+def test_a_file_that_another_thread_lets_go_of_is_still_read(tmp_path, monkeypatch):
+    (tmp_path / "a.tar").write_bytes(member("a.png", b"first") + END)
+    shards = Shards([str(tmp_path / "a.tar")])
+    (place,) = shards.samples["a"].values()
+    real = os.pread
+
+    def late(*args):
+        shards._restart()  # all files are let go of between finding this one and reading it
+        return real(*args)
+
+    monkeypatch.setattr(tar_index.os, "pread", late)
+    assert shards.read(place) == b"first"
