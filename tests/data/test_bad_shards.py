@@ -183,8 +183,9 @@ def test_training_goes_on_beside_a_damaged_shard(tmp_path, noise, caplog):
 def test_missing_shards_weigh_as_much_as_others(tmp_path):
     """Half of ten shards gone is half of the data, though nobody knows their size."""
     names = [str(tmp_path / f"{i}.tar") for i in range(10)]
-    for name in names[::2]:
-        (tmp_path / name).write_bytes(member("a.png") + member("a.txt") + END)
+    for i, name in enumerate(names[::2]):
+        data = b"".join(member(f"{i}-{j}.{e}") for j in range(9) for e in ("png", "txt"))
+        (tmp_path / name).write_bytes(data + END)
     with pytest.raises(UserError, match="50.0% of all"):
         build_source("tar", "train", dict(shards=names, max_missing_share=0.4))
     assert Shards(names, "skip").lost_share == 0.5
