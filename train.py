@@ -17,10 +17,12 @@ def main(args):
         plan(config, args)
         return
     from multimodal.evals.report import report
+    from multimodal.training.cpu_memory import keep_memory
     from multimodal.training.distributed import initialise
     from multimodal.training.loop import train
 
     initialise(config.mesh.heartbeat)
+    keep_memory()
     train(config, args.workdir, args.profile, BEGAN)
     report(args.workdir)
 
