@@ -22,6 +22,7 @@ from multimodal.data import prepare
 from multimodal.errors import UserError
 from multimodal.interop import load_file
 from multimodal.interop.export import main as export
+from multimodal.training import distributed
 
 COPIES = 3  # good records a bad one: a batch of all divides over the test's devices
 SMALL = ("--config.steps=1", "--config.eval.pictures=0", "--config.eval.best=",
@@ -65,6 +66,8 @@ class Commands:
 
     def _script(self, script, required, args):
         self._monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
+        # Devices are in use already, and there are no other processes.
+        self._monkeypatch.setattr(distributed, "initialise", lambda *args: "")
         return self._run(lambda: run_command(script.main, script.__doc__, required))
 
     def train(self, *args):

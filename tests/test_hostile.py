@@ -278,3 +278,19 @@ def test_a_picture_cut_anywhere_is_refused():
         for tenth in range(10):
             with pytest.raises(BadRecord):
                 decode_image(file.getvalue()[: len(file.getvalue()) * tenth // 10])
+
+
+def test_a_tfds_folder_imports_nothing_of_its_own(tmp_path, monkeypatch):
+    build_source("tfds", "unseen_glyph", dict(name="emoji_names", data_dir=str(tmp_path / "data")))
+    folder = next((tmp_path / "data").rglob("features.json")).parent
+    good = (folder / "features.json").read_text()
+    assert len(build_source("tfds", "unseen_glyph", dict(name=str(folder))))
+    (tmp_path / "hostile.py").write_text("raise SystemExit(99)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    assert own in good
+    for text in (good.replace(own, "hostile.X"), "[", "{}", ""):
+        (folder / "features.json").write_text(text)
+        with pytest.raises(UserError, match="cannot load the TFDS set") as e:
+            build_source("tfds", "unseen_glyph", dict(name=str(folder)))
+        assert "\n" not in str(e.value)
