@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 
 from multimodal import paths
-from multimodal.errors import UserError
+from multimodal.errors import UserError, first_line
 from multimodal.evals.classification import classifiers_of, logits_of
 from multimodal.evals.embed import (
     TokenStore,
@@ -268,7 +268,10 @@ def as_list(values, kind="image") -> list:
     single = single or (kind == "audio" and is_rated(values))
     if isinstance(values, np.ndarray) and kind in DIMENSIONS:
         single = single or values.ndim <= DIMENSIONS[kind]
-    return [values] if single else list(values)
+    try:
+        return [values] if single else list(values)
+    except TypeError:
+        raise UserError(f"{kind}: give a list, not {type(values).__name__}") from None
 
 
 def is_rated(value) -> bool:
@@ -332,7 +335,10 @@ def read_image(value):
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, Image.Image):
-        value.load()
+        try:
+            value.load()
+        except Exception as e:  # of a file that is read only now, and damaged
+            raise UserError(f"image cannot be decoded ({first_line(e)})") from None
         # Losslessly encoded, it takes the very path of a file: transparency, palettes, size limit.
         value = (
             value if value.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else value.convert("RGB")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multimodal import npz
-from multimodal.config import read_config
+from multimodal.config import load_config, read_config
 from multimodal.data.array_record_source import unpack
 from multimodal.data.array_source import ArraySource
 from multimodal.data.audio_codec import decode_audio
@@ -29,6 +29,7 @@ from multimodal.interop.files import read_config as read_hints
 from multimodal.interop.weights import check_finite
 from multimodal.nn.encoders import build_encoder
 from multimodal.training.checkpoint import choose_step, read_scores
+from multimodal.training.validate import validate
 
 CALLS = ("os:system", "subprocess:Popen", "builtins:exec", "multimodal.config:load_config")
 
@@ -294,3 +295,26 @@ def test_a_picture_cut_anywhere_is_refused():
         for tenth in range(10):
             with pytest.raises(BadRecord):
                 decode_image(file.getvalue()[: len(file.getvalue()) * tenth // 10])
+
+
+def test_a_tfds_folder_imports_nothing_of_its_own(tmp_path, monkeypatch):
+    build_source("tfds", "unseen_glyph", dict(name="emoji_names", data_dir=str(tmp_path / "data")))
+    folder = next((tmp_path / "data").rglob("features.json")).parent
+    good = (folder / "features.json").read_text()
+    assert len(build_source("tfds", "unseen_glyph", dict(name=str(folder))))
+    (tmp_path / "hostile.py").write_text("raise SystemExit(99)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    assert own in good
+    for text in (good.replace(own, "hostile.X"), "[", "{}", ""):
+        (folder / "features.json").write_text(text)
+        with pytest.raises(UserError, match="cannot load the TFDS set") as e:
+            build_source("tfds", "unseen_glyph", dict(name=str(folder)))
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("key", ["optim.lr.peak", "optim.weight_decay", "data.max_bad_share"])
+def test_numbers_of_a_config_are_finite(key):
+    config = load_config("configs/emoji.py:smoke", [f"{key}=1e999"])
+    with pytest.raises(UserError, match=f"config.{key} is inf: give a finite number"):
+        validate(config)

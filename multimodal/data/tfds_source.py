@@ -4,6 +4,7 @@ import contextlib
 import glob
 import io
 import os
+import re
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -93,6 +94,7 @@ def _find_builder(name, data_dir):
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a banner about TensorFlow.
             if folder:  # Needs no builder code, so no TensorFlow either.
+                _check_features(folder)
                 return tfds.builder_from_directory(folder)
             return tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
@@ -108,6 +110,20 @@ def _find_builder(name, data_dir):
         ) from None
     except Exception as e:  # as above, of dataset_info.json and features.json
         raise UserError(f"cannot load the TFDS set {name!r}: {first_line(e)}") from None
+
+
+def _check_features(folder):
+    """Raise ValueError where features.json names classes that are not TFDS's own: reading it
+    imports their modules.
+    """
+    try:
+        with open(os.path.join(folder, "features.json"), encoding="utf-8") as f:
+            text = f.read()
+    except FileNotFoundError:  # which TFDS complains about
+        return
+    for name in re.findall(r'"python_?class_?name"\s*:\s*("(?:[^"\\]|\\.)*")', text, re.I):
+        if not name.startswith('"tensorflow_datasets.') or "\\" in name:
+            raise ValueError(f"features.json names {name:.60}, which is no class of TFDS")
 
 
 def _prepared_folder(name, data_dir):

@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import math
 import operator
 
 from multimodal import objectives
+from multimodal.config import flatten
 from multimodal.errors import UserError
 from multimodal.nn.attention import KERNELS
 from multimodal.nn.encoders import ENCODERS
@@ -24,6 +26,9 @@ HEADS = ("match", "mlm", "retrieve", "critic", *sorted(IMITATE))
 
 def validate(config):
     """Raise UserError for the first thing in a config that cannot work; says what, where, how."""
+    for key, value in flatten(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key} is {value}: give a finite number")
     for key in ("steps", "batch_size", "micro_batches", "log_every", "save_every", "keep"):
         if config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}: give 1 or more")
