@@ -55,6 +55,7 @@ def inside(root, name, where) -> str:
     if is_remote(root):
         full = join(root, name)
         out = name.startswith("/") or "\\" in name or ".." in name.split("/") or is_remote(name)
+        out = out or "::" in name  # fsspec's chains of stores
     else:
         full = os.path.normpath(os.path.join(root, name))
         out = "\0" in name or os.path.commonpath([full, root]) != root
@@ -256,6 +257,8 @@ def _system(path):
     import fsspec
 
     scheme = path.partition(":")[0]
+    if scheme in ("file", "local"):  # where links would be followed
+        raise UserError(f"{path}: give the path itself, without {scheme}://")
     try:
         return fsspec.core.url_to_fs(path)
     except ImportError as e:

@@ -306,7 +306,10 @@ def test_a_tfds_folder_imports_nothing_of_its_own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     own = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
     assert own in good
-    for text in (good.replace(own, "hostile.X"), "[", "{}", ""):
+    bad = good.replace(own, "hostile.X")
+    escaped = bad.replace("ClassName", "Cl\\u0061ssName")
+    legacy = '{"type": "hostile.X", "content": {}}'
+    for text in (bad, escaped, legacy, "[", "{}", ""):
         (folder / "features.json").write_text(text)
         with pytest.raises(UserError, match="cannot load the TFDS set") as e:
             build_source("tfds", "unseen_glyph", dict(name=str(folder)))

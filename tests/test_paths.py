@@ -154,7 +154,9 @@ def test_tokenizers_by_url(root, stores):
         np.testing.assert_array_equal(there.encode_batch(["a d"], 6), ids)
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "memory://x", "a\0b", "..\\x"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a/../../x", "memory://x", "a\0b", "..\\x", "x::file:///etc"]
+)
 def test_no_name_leads_out_of_a_remote_folder(name):
     with pytest.raises(UserError, match="outside"):
         paths.inside("memory://set", name, "here")
@@ -166,7 +168,8 @@ def test_no_name_leads_out_of_a_remote_folder(name):
     [
         ("memory://nowhere", "no file rows.jsonl|cannot read"),
         ("nope://x", "cannot use nope://"),
-        ("file://", "cannot read"),
+        ("file://", "give the path itself"),
+        ("local://", "give the path itself"),
     ],
 )
 def test_what_is_not_there_is_one_line(url, why):

@@ -3,8 +3,8 @@
 import contextlib
 import glob
 import io
+import json
 import os
-import re
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,6 +16,8 @@ from multimodal.data.sources import read_label_names
 from multimodal.errors import BadRecord, UserError, first_line
 from multimodal.registry import nearest
 
+# How features.json names a class; 'type' is the older way.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 _EXTRA = "pip install '.[tfds-tensorflow]'"
 
 
@@ -118,12 +120,18 @@ def _check_features(folder):
     """
     try:
         with open(os.path.join(folder, "features.json"), encoding="utf-8") as f:
-            text = f.read()
+            left = [json.load(f)]
     except FileNotFoundError:  # which TFDS complains about
         return
-    for name in re.findall(r'"python_?class_?name"\s*:\s*("(?:[^"\\]|\\.)*")', text, re.I):
-        if not name.startswith('"tensorflow_datasets.') or "\\" in name:
-            raise ValueError(f"features.json names {name:.60}, which is no class of TFDS")
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            left += node.values()
+            for name in (node.get(key) for key in _CLASS_KEYS):
+                if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+                    raise ValueError(f"features.json names {name!r:.60}, which is no class of TFDS")
+        elif isinstance(node, list):
+            left += node
 
 
 def _prepared_folder(name, data_dir):

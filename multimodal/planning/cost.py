@@ -125,7 +125,9 @@ class Walk:
     def _works(self, name):
         """Whether a computation, or one that it runs, holds a matrix product."""
         return any(
-            self._multiplies(i) or any(self._works(c) for c in i.called())
+            self._multiplies(i)
+            or "tpu_custom_call" in i.attributes  # a Pallas kernel
+            or any(self._works(c) for c in i.called())
             for i in self._program.computations.get(name, {}).values()
         )
 

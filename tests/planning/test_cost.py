@@ -92,6 +92,9 @@ def test_an_open_loop_without_matrix_products_counts_once():
     cost = cost_of(parse(text), devices=16)
     assert cost.cycles == 10 + 100 and cost.open_loops == 1
     assert cost_of(parse(TEXT), devices=16).open_loops == 0
+    kernel = text.replace("dim_labels=bf_io->bf", 'custom_call_target="tpu_custom_call"')
+    with pytest.raises(UnknownTrips):
+        cost_of(parse(kernel), devices=16)
 
 
 @pytest.mark.parametrize(
