@@ -15,7 +15,7 @@ from multimodal.training.cpu_memory import keep_memory
 keep_memory()
 x = jnp.ones((4096, 8))
 f = jax.jit(lambda x: jnp.cos(jnp.sin(x @ x.T) @ jnp.ones((4096, 4096))).sum())
-for _ in range(4):
+for _ in range(20):  # with JAX 0.12 it takes some until all has its place
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     f(x).block_until_ready()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
