@@ -8,6 +8,8 @@ to the bit, and how many steps a kill cost at most.
 """
 
 import argparse
+import io
+import json
 import os
 import pathlib
 import random
@@ -15,9 +17,11 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 
+from multimodal.data.sources import build_source
 from tests import processes
 
 STEPS, EVERY = 60, 5
@@ -33,32 +37,68 @@ PARTS = f"{{'a': {{'source': 'toy', 'kwargs': {TOY}, 'weight': 2}}, 'b': {EMOJI}
 
 
 def sources(folder):
-    """name -> arguments that make a run read from it."""
-    kwargs = "--config.data.kwargs="
+    """name -> arguments that make a run read from it, with the files that it needs in a folder."""
+    prepare = ["-m", "multimodal.data.prepare", "--config=configs/emoji.py:smoke"]
+    prepare += ["--split=train", "--out", str(folder / "records"), "--files=4"]
+    subprocess.run([sys.executable, *prepare], cwd=processes.ROOT, check=True)
+    write_files(folder)
+
+    def read(source, **kwargs):
+        return [f"--config.data.source={source}", f"--config.data.kwargs={kwargs}"]
+
+    table = str(folder / "table.parquet")
     return {
         "emoji": [],
-        "toy": ["--config.data.source=toy", kwargs + TOY],
-        "array_record": ["--config.data.source=array_record", f"{kwargs}{{'folder': '{folder}'}}"],
-        "mixture": ["--config.data.source=mixture", f"{kwargs}{{'parts': {PARTS}}}"],
+        "toy": ["--config.data.source=toy", f"--config.data.kwargs={TOY}"],
+        "array_record": read("array_record", folder=str(folder / "records")),
+        "mixture": ["--config.data.source=mixture", f"--config.data.kwargs={{'parts': {PARTS}}}"],
         "workers": ["--config.data.workers=1"],
-    }
+        "tar": read("tar", shards=str(folder / "*.tar")),
+        "jsonl_folder": read("jsonl_folder", jsonl=str(folder / "rows.jsonl")),
+        "parquet": read("parquet", files=table, columns={"image": "image", "text": "text"}),
+        "records": read(
+            "records", root=str(folder), rows="rows.jsonl",
+            modalities={"image": {"file": "{image}", "folder": "."}, "text": "{captions.0}"},
+        ),
+    }  # fmt: skip
+
+
+def write_files(folder, examples=96):
+    """The same pictures and names as two tar shards, files beside JSONL, and a Parquet table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source, rows = build_source("tfds", "train", {"name": "emoji_names"}), []
+    with tarfile.open(folder / "a.tar", "w") as a, tarfile.open(folder / "b.tar", "w") as b:
+        for i in range(examples):
+            image, text = source[i]["image"], source[i]["text"][2]
+            for suffix, value in (("png", image), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{i:04d}.{suffix}")
+                member.size = len(value)
+                (a if i % 2 else b).addfile(member, io.BytesIO(value))
+            (folder / f"{i:04d}.png").write_bytes(image)
+            rows.append({"id": str(i), "image": f"{i:04d}.png", "captions": [text], "bytes": image})
+    table = {"image": [r.pop("bytes") for r in rows], "text": [r["captions"][0] for r in rows]}
+    pq.write_table(pa.table(table), folder / "table.parquet", row_group_size=40)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+KINDS = "emoji,toy,array_record,mixture,workers,tar,jsonl_folder,parquet,records"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="of all runs together")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM"))
-    parser.add_argument("--sources", default="emoji,toy,array_record,mixture,workers")
+    parser.add_argument("--sources", default=KINDS)
     parser.add_argument("--processes", default="1,2")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng, failed = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch, "records")
-        prepare = ["-m", "multimodal.data.prepare", "--config=configs/emoji.py:smoke"]
-        prepare += ["--split=train", "--out", str(folder), "--files=4"]
-        subprocess.run([sys.executable, *prepare], cwd=processes.ROOT, check=True)
-        known = sources(folder)
+        files = pathlib.Path(scratch, "files")
+        files.mkdir()
+        known = sources(files)
         cases = [(s, int(n)) for n in args.processes.split(",") for s in args.sources.split(",")]
         for i, (source, count) in enumerate(cases):
             kills = args.kills // len(cases) + (i < args.kills % len(cases))

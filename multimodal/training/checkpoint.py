@@ -6,6 +6,7 @@ import logging
 import math
 import pathlib
 import shutil
+import time
 import zlib
 
 import jax
@@ -20,6 +21,9 @@ from multimodal.training.distributed import meet
 from multimodal.training.fingerprint import fingerprints
 
 log = logging.getLogger(__name__)
+# A write that ends within so many seconds is waited for: else runs of quick steps would be well into
+# the next interval, sometimes at its end, before a kill finds the checkpoint of this one.
+QUICK_WRITE = 2.0
 
 
 class Checkpoints:
@@ -50,7 +54,8 @@ class Checkpoints:
         return sorted(self._manager.all_steps()) if self._path.exists() else []
 
     def save(self, state, about=None):
-        """Save a state under its step, in the background; does nothing if that step is there.
+        """Save a state under its step, in the background if that takes longer than QUICK_WRITE
+        seconds; does nothing if that step is there.
 
         about: what else to remember, JSON: the data's position, the tokenizer.
         """
@@ -64,6 +69,9 @@ class Checkpoints:
             state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
+        deadline = time.monotonic() + QUICK_WRITE
+        while self._manager.is_saving_in_progress() and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def restore(self, like):
         """(state, its JSON) of the newest checkpoint that verifies, laid out as `like` (arrays, or
