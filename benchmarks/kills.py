@@ -57,7 +57,7 @@ def sources(folder):
         "jsonl_folder": read("jsonl_folder", jsonl=str(folder / "rows.jsonl")),
         "parquet": read("parquet", files=table, columns={"image": "image", "text": "text"}),
         "records": read(
-            "records", root=str(folder), rows="rows.jsonl",
+            "records", root=str(folder), rows="rows.jsonl", where={"split": "{split}"},
             modalities={"image": {"file": "{image}", "folder": "."}, "text": "{captions.0}"},
         ),
     }  # fmt: skip
@@ -77,7 +77,8 @@ def write_files(folder, examples=96):
                 member.size = len(value)
                 (a if i % 2 else b).addfile(member, io.BytesIO(value))
             (folder / f"{i:04d}.png").write_bytes(image)
-            rows.append({"id": str(i), "image": f"{i:04d}.png", "captions": [text], "bytes": image})
+            row = {"id": str(i), "split": "train", "image": f"{i:04d}.png", "captions": [text]}
+            rows.append(row | {"bytes": image})
     table = {"image": [r.pop("bytes") for r in rows], "text": [r["captions"][0] for r in rows]}
     pq.write_table(pa.table(table), folder / "table.parquet", row_group_size=40)
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

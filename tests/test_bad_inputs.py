@@ -160,6 +160,11 @@ def image_source(kind, folder):
         return "parquet", dict(files=str(folder / "t.parquet"), columns=columns)
     if kind == "mixture":
         return "mixture", dict(parts=dict(a=dict(source="jsonl_folder", kwargs=jsonl)))
+    if kind == "array_record":  # copies files as they are: what is wrong with one shows on reading
+        out = folder / "records"
+        argv = ["--config", CONFIG["image"], "--out", str(out), "--split=train", "--processes=1"]
+        assert prepare.main([*argv, "--files=1", *data_args("jsonl_folder", jsonl)]) in (0, None)
+        return "array_record", dict(folder=str(out))
     return {"records": ("records", records), "jsonl_folder": ("jsonl_folder", jsonl)}[kind]
 
 
@@ -171,7 +176,7 @@ def check_named(files, log, pattern):
     assert named - free == wanted, [files[i] for i in (named - free) ^ wanted]
 
 
-SOURCES = ("jsonl_folder", "records", "parquet", "mixture", "tar", "jsonl_tar")
+SOURCES = ("jsonl_folder", "records", "parquet", "mixture", "tar", "jsonl_tar", "array_record")
 SOME = [s if s == "jsonl_folder" else pytest.param(s, marks=pytest.mark.slow) for s in SOURCES]
 
 
@@ -204,7 +209,7 @@ def test_pictures_in_evaluation(bad, commands, workdir, tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["audio", "video"])
-def test_sounds_and_films_in_training(bad, commands, tmp_path, kind):
+def test_sounds_and_films_in_training_and_evaluation(bad, commands, tmp_path, kind):
     pytest.importorskip("av" if kind == "video" else "soundfile")
     files = rows(bad, kind, tmp_path)
     media = dict(text="{captions}") | {kind: dict(file="{image}")}
@@ -215,11 +220,18 @@ def test_sounds_and_films_in_training(bad, commands, tmp_path, kind):
     labels = dict(label=dict(field="split", names=["train"]))
     kwargs = dict(root=str(tmp_path), rows="rows.jsonl", modalities=media, labels=labels)
     kwargs["where"] = dict(split="{split}")
-    args = ("--config", CONFIG[kind], *data_args("records", kwargs), "--config.eval.names=()")
-    args += (f"--config.batch_size={len(files)}", "--workdir", tmp_path / "run")
-    code, err, log = commands.train(*args)
+    data = data_args("records", kwargs)
+    args = ("--config", CONFIG[kind], *data, f"--config.batch_size={len(files)}")
+    code, err, log = commands.train(*args, "--workdir", tmp_path / "run")
     assert code == 0, err
-    check_named(files, log, r"record (\d+) replaced: ")
+    trained, _, evaluated = log.partition("left out of the evaluation")
+    check_named(files, trained, r"record (\d+) replaced: ")
+    code, err, log = commands.eval(
+        "--workdir", tmp_path / "run", *data[1:], "--config.data.max_bad_share=0.9"
+    )
+    assert code == 0, err
+    for found in (evaluated, log):
+        check_named(files, found, r"record (\d+) left out of the evaluation")
 
 
 def test_pictures_in_the_api(bad, workdir):
