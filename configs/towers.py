@@ -1,14 +1,19 @@
 """The keys of each kind of modality, once, with what they mean; common.py has all others."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
+
+
+def sides(number):
+    """A key that may be a number or (height, width), whichever it is now."""
+    return FieldReference(number, field_type=object)
 
 
 def image_tower(**changes):
     """Keys of an image modality: a Vision Transformer over pixels."""
     c = ConfigDict()
     c.encoder = "vit"  # a name in nn/encoders.py
-    c.size = 64  # pixels a side
-    c.patch = 16
+    c.size = sides(64)  # pixels, a number or (height, width)
+    c.patch = sides(16)  # likewise; fills the size without a rest
     c.width = 192
     c.depth = 4
     c.heads = 3
@@ -41,10 +46,10 @@ def image_tower(**changes):
     # Where that and flip are done: 'host' | 'device': the host only decodes, once as long as its
     # cache holds, and 'random_resized_crop' is part of the step.
     c.augment_on = "host"
-    c.host_size = 0  # of 'device': pixels a side that the host hands over; 0: 1.5 times the size
+    c.host_size = sides(0)  # of 'device': the size that the host hands over; 0: 1.5 times the size
     c.scale = (0.5, 1.0)  # share of the area that random_resized_crop keeps
     c.flip = False  # mirrors left and right: wrong where captions name sides
-    c.resize = "squash"  # 'squash' | 'crop': shortest side, then centre crop
+    c.resize = "squash"  # 'squash' | 'crop': the largest central part of the size's aspect ratio
     c.background = (255, 255, 255)  # under transparent pixels
     c.max_pixels = 64_000_000  # larger images are refused from their header, before decoding
     # What decodes and scales training images: 'pillow' | 'fast' (the extra `fast`: values differ a

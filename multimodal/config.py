@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from multimodal.errors import UserError
@@ -27,6 +28,8 @@ FREE_KEYS = (
     "hang_seconds",
     "check_replicas_every",
 )
+# Of a modality: a number, or (down, across).
+PAIRS = ("size", "host_size", "patch")
 # Parts that every run's config has; the code that reads one relies on them.
 _PARTS = ("modalities", "model")
 
@@ -126,6 +129,11 @@ def _coerce(key, value, old):
         return "" if value is None else str(value)
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if key.startswith("modalities.") and key.rsplit(".", 1)[-1] in PAIRS:
+        if isinstance(value, tuple | list) and list(map(type, value)) == [int, int]:
+            return tuple(value)
+        if isinstance(value, int):
+            return value
     if isinstance(old, tuple):
         if isinstance(value, str):
             value = [v for v in value.split(",") if v]
@@ -149,6 +157,12 @@ def _coerce_dict(key, value, old):
     if unknown:
         _unknown(f"{key}.{unknown[0]}", [f"{key}.{k}" for k in old])
     return ConfigDict(value if is_open else {**old.to_dict(), **value})
+
+
+def pair(value) -> tuple[int, int]:
+    """(n, n) of a number n; two numbers, (down, across), as they are."""
+    down, across = (value, value) if np.ndim(value) == 0 else value
+    return int(down), int(across)
 
 
 def flatten(config, prefix="") -> dict:

@@ -10,6 +10,7 @@ or an average instead of bicubic (2 levels at 224 pixels). Evaluation never come
 import importlib.util
 import math
 
+from multimodal.config import pair
 from multimodal.data.extras import require
 
 DECODERS = ("auto", "pillow", "fast")
@@ -59,22 +60,23 @@ def decode_jpeg(data, header, reach=None):
 
 
 def resample(pixels, size, box):
-    """The part `box` (left, top, right, bottom) of pixels [H, W, 3] at [size, size, 3].
+    """The part `box` (left, top, right, bottom) of pixels [H, W, 3] at a size, a number or (height,
+    width).
 
     Edges are rounded to pixels. Bilinear where there are less than twice as many pixels, which
     leaves none out; beyond that the average of all, which takes five times as long.
     """
-    height, width = pixels.shape[:2]
+    (height, width), (down, across) = pixels.shape[:2], pair(size)
     left, top = min(int(box[0] + 0.5), width - 1), min(int(box[1] + 0.5), height - 1)
     right, bottom = max(int(box[2] + 0.5), left + 1), max(int(box[3] + 0.5), top + 1)
     part = pixels[top:bottom, left:right]
-    least, most = sorted(n / size for n in part.shape[:2])
+    least, most = sorted((part.shape[0] / down, part.shape[1] / across))
     if least == most == 1:
         return part
     cv2 = _cv2()
     method = cv2.INTER_AREA if least >= 2 or most >= 3 else cv2.INTER_LINEAR
-    out = cv2.resize(part, (size, size), interpolation=method)
-    return out.reshape(size, size, pixels.shape[2])
+    out = cv2.resize(part, (across, down), interpolation=method)
+    return out.reshape(down, across, pixels.shape[2])
 
 
 def _cv2():

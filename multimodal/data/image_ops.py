@@ -3,40 +3,47 @@
 import numpy as np
 from PIL import Image
 
+from multimodal.config import pair
+
 RESIZES = ("squash", "crop")
 ASPECT = 3 / 4, 4 / 3  # of random crops
 
 
 def resample(pixels, size, box):
-    """The part `box` (left, top, right, bottom) of pixels [H, W, 1 or 3], scaled bicubically."""
-    if pixels.shape[:2] == (size, size) and box == (0, 0, size, size):
+    """The part `box` (left, top, right, bottom) of pixels [H, W, 1 or 3], scaled bicubically to a
+    size, a number or (height, width).
+    """
+    height, width = pair(size)
+    if pixels.shape[:2] == (height, width) and box == (0, 0, width, height):
         return pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    out = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return out.reshape(size, size, pixels.shape[2])
+    out = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return out.reshape(height, width, pixels.shape[2])
 
 
 def fit(pixels, size, resize="squash", resample=resample):
-    """Pixels [H, W, C] at [size, size, C]; 'squash' ignores the aspect ratio, 'crop' takes the
-    central square.
+    """Pixels [H, W, C] at a size, a number or (height, width); 'squash' ignores the aspect ratio,
+    'crop' takes the largest central part that has it.
     """
     height, width = pixels.shape[:2]
-    side = min(height, width)
+    if resize == "squash":
+        return resample(pixels, size, (0, 0, width, height))
     # Cropping before scaling: scaling 1 x 4000 first would need a giant intermediate image.
-    box = (
-        (0, 0, width, height)
-        if resize == "squash"
-        else ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    down, across = pair(size)
+    h, w = min(height, width * down / across), min(width, height * across / down)
+    return resample(
+        pixels, size, ((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2)
     )
-    return resample(pixels, size, box)
 
 
-def random_box(shape, scale, rng):
-    """A crop of random area and aspect ratio 3/4 to 4/3 (Inception crop); None after ten misses."""
-    height, width = shape[:2]
+def random_box(shape, size, scale, rng):
+    """A crop of random area, and 3/4 to 4/3 of the aspect ratio of `size` (Inception crop); None
+    after ten misses.
+    """
+    (height, width), (down, across) = shape[:2], pair(size)
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(*np.log(ASPECT)))
+        ratio = np.exp(rng.uniform(*np.log(ASPECT))) * (across / down)
         w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
         if 1 <= w <= width and 1 <= h <= height:
             x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)

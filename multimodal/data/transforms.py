@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from multimodal.config import pair
 from multimodal.data import corrupt, fast_image, image_ops
 from multimodal.data.image_codec import MAX_PIXELS, decode_image
 from multimodal.errors import BadRecord, UserError
@@ -95,18 +96,19 @@ class Noisy:
 
 @register("image")
 class ImageTransform:
-    """Image bytes or array -> uint8 [size, size, 3].
+    """Image bytes or array -> uint8 [height, width, 3].
 
-    Config: `size`, `augment`, `scale` (area share of random_resized_crop), `flip`, `resize`
-    ('squash' ignores the aspect ratio, 'crop' takes the central square), `background` (RGB under
-    transparency and around pad_crop, which shifts by up to 1/16 of the size), `max_pixels`,
+    Config: `size` (a number, or (height, width)), `augment`, `scale` (area share of
+    random_resized_crop), `flip`, `resize` ('squash' ignores the aspect ratio, 'crop' takes the
+    largest central part that has it), `background` (RGB under transparency and around pad_crop,
+    which shifts by up to 1/16 of the shorter side), `max_pixels`,
     `decode` (of fast_image.DECODERS; evaluation always takes Pillow, so that its numbers do not
-    depend on what is installed), `augment_on` ('device': training gets [host_size, host_size, 3]
+    depend on what is installed), `augment_on` ('device': training gets pixels of host_size
     and nothing random, and nn/augment.py crops from that), `host_size` (0: 1.5 times the size).
     """
 
     def __init__(self, cfg, train, tokenizer=None):
-        self.size = int(cfg["size"])
+        self.size = pair(cfg["size"])
         self.resize = choice("image", cfg, "resize", "squash", image_ops.RESIZES)
         self.augment = choice("image", cfg, "augment", "none", AUGMENTS)
         self.augment = self.augment if train else "none"
@@ -116,12 +118,12 @@ class ImageTransform:
         self.max_pixels = cfg.get("max_pixels", MAX_PIXELS)
         decode = choice("image", cfg, "decode", "pillow", fast_image.DECODERS)
         if choice("image", cfg, "augment_on", "host", PLACES) == "device" and train:
-            self._leave_to_device(int(cfg.get("host_size", 0)))
+            self._leave_to_device(cfg.get("host_size", 0))
         self.fast = train and fast_image.choose(decode) == "fast"
         self.resample = fast_image.resample if self.fast else image_ops.resample
-        if self.size < 1 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+        if min(self.size) < 1 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(
-                f"image transform: size={self.size}, scale={self.scale}; size must be "
+                f"image transform: size={cfg['size']}, scale={self.scale}; size must be "
                 "positive and 0 < scale[0] <= scale[1] <= 1"
             )
 
@@ -137,17 +139,17 @@ class ImageTransform:
     def finish(self, pixels, rng=None):
         """The random part: crop and flip; nothing without an rng."""
         if self.augment == "random_resized_crop":
-            box = None if rng is None else image_ops.random_box(pixels.shape, self.scale, rng)
-            pixels = self._fit(pixels) if box is None else self.resample(pixels, self.size, box)
+            crop = rng and image_ops.random_box(pixels.shape, self.size, self.scale, rng)
+            pixels = self.resample(pixels, self.size, crop) if crop else self._fit(pixels)
         elif self.augment == "pad_crop" and rng is not None:
-            pixels = image_ops.shift(pixels, max(1, self.size // 16), self.background, rng)
+            pixels = image_ops.shift(pixels, max(1, min(self.size) // 16), self.background, rng)
         if self.flip and rng is not None and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return pixels
 
     def empty(self):
         """The array that stands for a missing image."""
-        return np.zeros((self.size, self.size, 3), np.uint8)
+        return np.zeros((*self.size, 3), np.uint8)
 
     def _fit(self, pixels):
         return image_ops.fit(pixels, self.size, self.resize, self.resample)
@@ -158,7 +160,7 @@ class ImageTransform:
                 "image transform: augment_on='device' knows augment='random_resized_crop' and "
                 "flip, not 'pad_crop'"
             )
-        self.size = host_size or self.size * 3 // 2
+        self.size = pair(host_size) if host_size else tuple(n * 3 // 2 for n in self.size)
         self.augment, self.flip = "none", False
 
     def _fast_jpeg(self, data, header):
@@ -166,10 +168,14 @@ class ImageTransform:
 
     def _reach(self, height, width):
         """How many times smaller than [height, width] the pixels may be for the smallest crop."""
-        side = min(height, width)
+        down, across = self.size
         if self.augment == "random_resized_crop":
-            side = min(side, (height * width * self.scale[0] * image_ops.ASPECT[0]) ** 0.5)
-        return side / self.size
+            area, ratio = height * width * self.scale[0], across / down
+            height = min(height, (area * image_ops.ASPECT[0] / ratio) ** 0.5)
+            width = min(width, (area * image_ops.ASPECT[0] * ratio) ** 0.5)
+        elif self.resize == "crop":
+            height, width = min(height, width * down / across), min(width, height * across / down)
+        return min(height / down, width / across)
 
 
 @register("text")

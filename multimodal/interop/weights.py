@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from multimodal.config import pair
 from multimodal.errors import UserError
 from multimodal.interop import engine, files, formats
 from multimodal.interop.hints import read_hints, settle_act
@@ -221,7 +222,7 @@ def abstract_params(cfg) -> dict:
     for m, c in cfg["modalities"].items():
         kind = KINDS.get(c["encoder"])
         if kind == "image":
-            batch[m] = jnp.zeros((1, c["size"], c["size"], 3), jnp.float32)
+            batch[m] = jnp.zeros((1, *pair(c["size"]), 3), jnp.float32)
         elif kind == "text":
             batch[m] = jnp.zeros((1, c["max_length"]), jnp.int32)
         elif kind == "audio":

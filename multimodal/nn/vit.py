@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from multimodal.config import pair
 from multimodal.errors import UserError
 from multimodal.nn.layers import (
     Attention,
@@ -77,11 +78,6 @@ def patchify(image, patch, stride=None):
     else:
         x = image.reshape(b, h // p, p, w // q, q, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * q * c)
-
-
-def pair(n):
-    """(n, n) of a number; two numbers as they are."""
-    return (n, n) if isinstance(n, int) else tuple(n)
 
 
 def windows(length, size, stride):
@@ -174,20 +170,21 @@ class ViT(PatchTransformer):
     DINOv2 and BLIP need.
 
     Takes uint8 images [B, H, W, 3], normalised here on the device, or floats taken as they are.
-    Raises UserError where the image is not size x size.
+    Raises UserError where the image is not of that size.
     """
 
-    size: int = 224
-    patch: int = 16
+    size: int | tuple[int, int] = 224  # pixels, a number or (down, across)
+    patch: int | tuple[int, int] = 16
     patch_bias: bool = True
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @nn.compact
     def __call__(self, image, present, keys=None, mask=None):
-        if image.shape[1:3] != (self.size, self.size):
+        height, width = pair(self.size)
+        if image.shape[1:3] != (height, width):
             raise UserError(
-                f"image: the model takes {self.size}x{self.size} pixels, the batch has "
+                f"image: the model takes {height}x{width} pixels, the batch has "
                 f"{image.shape[1]}x{image.shape[2]}: set modalities.image.size to the data's size"
             )
         x = nn.Dense(self.width, use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")(

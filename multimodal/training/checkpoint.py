@@ -21,8 +21,8 @@ from multimodal.training.distributed import meet
 from multimodal.training.fingerprint import fingerprints
 
 log = logging.getLogger(__name__)
-# A write that ends within so many seconds is waited for: else runs of quick steps would be well into
-# the next interval, sometimes at its end, before a kill finds the checkpoint of this one.
+# A write that ends within so many seconds is waited for: else runs of quick steps would be well
+# into the next interval, sometimes at its end, before a kill finds the checkpoint of this one.
 QUICK_WRITE = 2.0
 
 

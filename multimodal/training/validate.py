@@ -6,7 +6,7 @@ import math
 import operator
 
 from multimodal import objectives
-from multimodal.config import flatten
+from multimodal.config import flatten, pair
 from multimodal.errors import UserError
 from multimodal.nn.attention import KERNELS
 from multimodal.nn.encoders import ENCODERS
@@ -104,8 +104,12 @@ def check_tower(where, c, model):
     one_of(f"{where}.pool", c.get("pool"), POOLS.get(c.encoder, (c.get("pool"),)))
     if not 0 <= c.get("noise", 0) <= 1:
         raise UserError(f"config.{where}.noise is {c.noise}: give a level from 0 to 1")
-    if c.encoder == "vit" and (c.size < 1 or c.patch < 1 or c.size % c.patch):
+    if c.encoder == "vit" and not all(
+        n > 0 and p > 0 and n % p == 0 for n, p in zip(pair(c.size), pair(c.patch))
+    ):
         raise UserError(f"config.{where}: size {c.size} is no multiple of patch {c.patch}")
+    if c.encoder != "vit" and not isinstance(c.get("size", 0), int):
+        raise UserError(f"config.{where}.size is {c.size}: only images have a height and a width")
     if c.encoder == "text" and c.positions and c.positions < c.max_length:
         raise UserError(
             f"config.{where}: positions {c.positions} are fewer than max_length {c.max_length}"

@@ -94,6 +94,35 @@ def test_crop_takes_the_centre():
     assert squash[:, 0].max() < 50
 
 
+def test_wide_pictures_keep_their_shape():
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 20:40] = 200
+    wide = build_transform("image", dict(size=(10, 30)), train=False)(pixels)
+    assert wide.shape == (10, 30, 3)
+    assert (wide[:, 13:17] == 200).all() and (wide[:, [2, 27]] == 0).all()
+    tall = np.concatenate([pixels * 0, pixels, pixels * 0])  # 60 x 60: the middle third is cropped
+    cropped = build_transform("image", dict(size=(10, 30), resize="crop"), train=False)(tall)
+    assert cropped.shape == wide.shape  # Pillow mixes in a little of what lies beyond the box
+    np.testing.assert_array_equal(cropped[2:-2], wide[2:-2])
+
+
+@pytest.mark.parametrize("size", [(16, 48), (48, 16)])
+@pytest.mark.parametrize("decode", ["pillow", "fast"])
+def test_random_crops_have_the_ratio_of_the_size(size, decode):
+    if decode == "fast":
+        pytest.importorskip("cv2")
+        pytest.importorskip("simplejpeg")
+    cfg = dict(size=size, augment="random_resized_crop", decode=decode, scale=(0.1, 0.3))
+    transform = build_transform("image", cfg, train=True)
+    y, x = np.mgrid[:240, :240]
+    pixels = np.stack([y, x, x], 2).astype(np.uint8)
+    out = [transform(pixels, np.random.default_rng(s)).astype(float) for s in range(30)]
+    assert {o.shape for o in out} == {(*size, 3)}
+    # Pixels of the picture from one end to the other, down and across, against those of the result
+    scales = [(np.ptp(o[..., 1]) / size[1]) / (np.ptp(o[..., 0]) / size[0]) for o in out]
+    assert 0.6 < min(scales) < 0.9 and 1.1 < max(scales) < 1.6
+
+
 @pytest.mark.parametrize("augment", ["none", "pad_crop", "random_resized_crop"])
 def test_augmentation_is_a_function_of_the_rng(augment):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
@@ -123,6 +152,6 @@ def test_bad_config(cfg):
 
 def test_transform_by_import_path_and_unknown_name():
     path = "multimodal.data.transforms:ImageTransform"
-    assert build_transform(path, dict(size=4), train=False).size == 4
+    assert build_transform(path, dict(size=4), train=False).size == (4, 4)
     with pytest.raises(UserError, match="did you mean image"):
         build_transform("imgae", dict(size=4), train=False)

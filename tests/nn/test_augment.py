@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import common
+from multimodal.config import pair
 from multimodal.data import image_ops
 from multimodal.data.transforms import build_transform
 from multimodal.errors import UserError
@@ -29,32 +30,34 @@ def keys_of(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
-def test_crops_are_pillows_of_the_same_box():
+@pytest.mark.parametrize("size", [16, (12, 24)])
+def test_crops_are_pillows_of_the_same_box(size):
     pixels, keys = pictures(), keys_of(8)
-    out = np.asarray(random_resized_crop(keys, pixels, 16, (0.3, 1.0)))
-    assert out.shape == (8, 16, 16, 3) and out.dtype == np.uint8
+    out = np.asarray(random_resized_crop(keys, pixels, size, (0.3, 1.0)))
+    assert out.shape == (8, *pair(size), 3) and out.dtype == np.uint8
     for key, x, y in zip(keys, pixels, out, strict=True):
         sides, corner = random_box(
-            jax.random.split(key)[0], jnp.array(x.shape[:2], jnp.float32), (0.3, 1.0)
+            jax.random.split(key)[0], jnp.array(x.shape[:2], jnp.float32), pair(size), (0.3, 1.0)
         )
         (h, w), (top, left) = np.asarray(sides), np.asarray(corner)
-        wanted = image_ops.resample(x, 16, (left, top, left + w, top + h))
+        wanted = image_ops.resample(x, size, (left, top, left + w, top + h))
         # Pillow does not look beyond the box, which matters at its edges only.
         inner = np.s_[2:-2, 2:-2]
         assert np.abs(y[inner].astype(int) - wanted[inner]).max() <= 2
 
 
-def test_boxes_lie_inside_and_keep_the_share_and_ratio():
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
+def test_boxes_lie_inside_and_keep_the_share_and_ratio(size):
     shape = jnp.array([300.0, 500.0])
-    sides, corners = jax.vmap(lambda k: random_box(k, shape, (0.2, 0.7)))(keys_of(2000))
+    sides, corners = jax.vmap(lambda k: random_box(k, shape, size, (0.2, 0.7)))(keys_of(2000))
     sides, corners = np.asarray(sides), np.asarray(corners)
     assert (corners >= 0).all() and (corners + sides <= np.asarray(shape) + 1e-3).all()
     share = sides.prod(1) / 150_000
     assert 0.2 <= share.min() < 0.21 and 0.69 < share.max() <= 0.7001
-    ratio = sides[:, 1] / sides[:, 0]
+    ratio = sides[:, 1] / sides[:, 0] / (size[1] / size[0])
     assert 0.749 < ratio.min() < 0.77 and 1.30 < ratio.max() < 1.334
     assert module.ASPECT == image_ops.ASPECT
-    whole, corner = random_box(jax.random.key(0), jnp.array([3.0, 900.0]), (0.9, 1.0))
+    whole, corner = random_box(jax.random.key(0), jnp.array([3.0, 900.0]), size, (0.9, 1.0))
     assert whole.tolist() == [3, 900] and corner.tolist() == [0, 0]
 
 

@@ -282,3 +282,24 @@ def test_text_positions_and_padding_of_roberta():
     close(short.x, tokens.x[:1, :2])
     with pytest.raises(UserError, match="5 tokens a caption exceed the model's 4 positions"):
         module.apply(params, jnp.ones((1, 5), int), jnp.ones(1, bool))
+
+
+def test_wide_pictures_have_the_patches_of_their_halves_row_by_row():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 3), np.uint8)
+
+    def tokens(pixels, size, patch):
+        tower = build_encoder(image_tower(**BLOCKS | {"depth": 0}, size=size, patch=patch,
+                              class_token=False, pool="mean", final_norm="none"))  # fmt: skip
+        present = jnp.ones(len(pixels), bool)
+        shapes = tower.init(jax.random.key(0), pixels, present)["params"]
+        params = {k: {} if k == "stack" else v for k, v in shapes.items()}
+        params["pos_embed"] = jnp.zeros_like(shapes["pos_embed"])
+        return tower.apply({"params": params}, pixels, present)[0].x
+
+    whole = tokens(pixels, (16, 32), (4, 8)).reshape(2, 4, 4, -1)
+    halves = [tokens(pixels[:, :, s], 16, (4, 8)) for s in (slice(16), slice(16, None))]
+    np.testing.assert_array_equal(
+        whole, np.concatenate([h.reshape(2, 4, 2, -1) for h in halves], axis=2)
+    )
+    with pytest.raises(UserError, match="takes 32x16 pixels, the batch has 16x32"):
+        tokens(pixels, (32, 16), 8)

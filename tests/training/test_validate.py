@@ -13,6 +13,7 @@ CASES = {
     "modalities.image.encoder=vti": "did you mean vit",
     "modalities.image.heads=5": "does not divide over 5 heads",
     "modalities.image.patch=15": "no multiple of patch 15",
+    "modalities.image.size=(48,70)": "size (48, 70) is no multiple of patch 16",
     "modalities.image.act=gellu": "did you mean gelu",
     "modalities.text.pool=eos": "pool",
     "modalities.text.norm=middle": "norm",
@@ -49,6 +50,19 @@ def test_bad_config(override):
     with pytest.raises(UserError, match="config") as e:
         validate(config)
     assert CASES[override] in str(e.value)
+
+
+def test_sizes_of_pictures_may_be_pairs():
+    pairs = ["modalities.image.size=(48,96)", "modalities.image.patch=(16,24)"]
+    config = load_config("configs/emoji.py", pairs)
+    validate(config)
+    assert (config.modalities.image.size, config.modalities.image.patch) == ((48, 96), (16, 24))
+    for bad in ("(48,64,80)", "(48,'a')", "wide"):
+        with pytest.raises(UserError, match="wanted a int like 64"):
+            load_config("configs/emoji.py", [f"modalities.image.size={bad}"])
+    config = load_config("configs/grid.py", ["modalities.video.size=(16,32)"])
+    with pytest.raises(UserError, match="only images have a height and a width"):
+        validate(config)
 
 
 def test_good_config():
