@@ -13,7 +13,7 @@ def get_config(arg=""):
     c.steps, c.batch_size, c.optim.lr.peak = 300, 64, 5e-4
     sizes = dict(width=96, heads=4, mlp_dim=384, pool="mean")
     c.modalities.image = common.image_tower(
-        size=96, patch=12, depth=3, class_token=False, background=(211, 211, 211), **sizes
+        size=(50, 200), patch=10, depth=3, class_token=False, background=(211, 211, 211), **sizes
     )
     c.modalities.text = common.text_tower(
         vocab_size=512, max_length=32, depth=3, lower=True, dropout=0.2, **sizes

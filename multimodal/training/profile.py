@@ -46,7 +46,9 @@ class Profile:
             return contextlib.nullcontext()
         if not self._on:
             self._on = True
-            jax.profiler.start_trace(self._folder)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every Python call: most of the file, and of the time
+            jax.profiler.start_trace(self._folder, profiler_options=options)
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
     def done(self, number, arrays):
