@@ -19,6 +19,7 @@ import time
 from tests import processes
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 GPUS = 8  # a node, as in the template
 # By their addresses, so that the first is a name that processes can connect to.
 NODES = ("127.0.0.1", "127.0.0.2")
@@ -93,10 +94,30 @@ class Slurm:
         out = self.run("scontrol", "--oneliner", "show", "job", number)
         return dict(word.split("=", 1) for word in out.split() if "=" in word)
 
-    def wait(self, number, *states):
-        """Wait until a job is in one of some states; returns what scontrol tells of it."""
-        processes.wait_for(lambda: self.job(number)["JobState"] in states, seconds=400)
-        return self.job(number)
+    def wait(self, number, condition, seconds=400):
+        """Wait until a condition holds of what scontrol tells of a job; returns that."""
+        deadline = time.monotonic() + seconds
+        while not condition(told := self.job(number)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{told}\n{self.log(number)}")
+            time.sleep(0.5)
+        return told
+
+    def end(self, number):
+        """Wait until a job has ended; returns what scontrol tells of it."""
+        return self.wait(number, lambda told: told["JobState"] in ENDED)
+
+    def start_at_once(self, number):
+        """Start a job that is queued again: Slurm lets it wait for two minutes, and counts them
+        anew once the processes of its first start are gone.
+        """
+
+        def started(told):
+            if told["JobState"] == "PENDING":
+                self.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
+            return told["JobState"] in ("RUNNING", *ENDED)
+
+        self.wait(number, started)
 
     def log(self, number):
         """What the job printed, under all its starts."""
@@ -170,14 +191,13 @@ def running():
             for command in _commands(folder):
                 daemons.append(_start(command, folder))
             _wait_until_idle(slurm, daemons, folder)
-            yield slurm
-        finally:
-            if len(daemons) > 1:
+            try:
+                yield slurm
+            finally:
                 slurm.run("scancel", "--full", "--user", getpass.getuser(), check=False)
                 _wait_until_empty(slurm)
-            for daemon in reversed(daemons):
-                daemon.terminate()
-                daemon.wait(timeout=60)
+        finally:
+            _stop(daemons)
 
 
 def _start(command, folder):
@@ -195,13 +215,27 @@ def _start(command, folder):
     return daemon
 
 
+def _stop(daemons):
+    for daemon in reversed(daemons):
+        daemon.terminate()
+    for daemon in daemons:
+        try:
+            daemon.wait(timeout=20)
+        except subprocess.TimeoutExpired:  # a slurmd whose slurmctld is gone
+            daemon.kill()
+            daemon.wait()
+
+
 def _wait_until_idle(slurm, daemons, folder):
     deadline = time.monotonic() + 60
-    while slurm.run("sinfo", "-h", "-N", "-o", "%T", check=False).split() != ["idle"] * len(NODES):
+    while True:
         ended = [d.args[0] for d in daemons if d.poll() is not None]
         if ended or time.monotonic() > deadline:
-            logs = "\n".join(p.read_text()[-500:] for p in sorted(folder.glob("*.out")))
-            raise CannotStartError(f"{ended or 'its nodes'} did not come up: {logs}")
+            last = [" ".join(p.read_text().split())[-200:] for p in sorted(folder.glob("*.out"))]
+            raise CannotStartError(f"{ended or 'its nodes'} did not come up: {last}")
+        states = slurm.run("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+        if states == ["idle"] * len(NODES):
+            return
         time.sleep(0.5)
 
 
