@@ -2,9 +2,11 @@
 scheduler would set.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -54,17 +56,23 @@ def bash(text, folder, **env):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
 def check_both_join(started):
     """Assert that two processes find each other and are given arguments that train.py takes."""
-    for number, process in enumerate(started):
-        out, _ = process.communicate(timeout=100)
-        assert process.returncode == 0, out
-        [line] = [x for x in out.splitlines() if x.startswith("joined")]
-        assert line.split()[1:4] == ["jax", "2", str(number)]
-        check_arguments(line.split()[4:])
+    try:
+        for number, process in enumerate(started):
+            out, _ = process.communicate(timeout=100)
+            assert process.returncode == 0, out
+            [line] = [x for x in out.splitlines() if x.startswith("joined")]
+            assert line.split()[1:4] == ["jax", "2", str(number)]
+            check_arguments(line.split()[4:])
+    finally:  # one that does not find the other waits for five minutes
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
