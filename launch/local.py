@@ -8,6 +8,7 @@ error, the others have --grace seconds to end by themselves; the exit code is th
 
 import argparse
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -50,17 +51,22 @@ def start(command, number, count, port):
 
 def wait(processes, grace):
     """The exit code of the first process that failed, else 0."""
+    ended = queue.SimpleQueue()  # codes, in the order in which the processes end
+    for p in processes:
+        threading.Thread(target=lambda p=p: ended.put(p.wait()), daemon=True).start()
     failed, deadline = 0, None
-    while any(p.poll() is None for p in processes):
-        codes = [p.poll() for p in processes]
-        failed = failed or next((c for c in codes if c), 0)
-        if failed and deadline is None:
-            deadline = time.monotonic() + grace
-        if deadline is not None and time.monotonic() > deadline:
+    for _ in processes:
+        try:
+            left = None if deadline is None else max(0, deadline - time.monotonic())
+            code = ended.get(timeout=left)
+        except queue.Empty:
             for p in processes:
                 p.kill()
-        time.sleep(0.1)
-    return failed or next((p.returncode for p in processes if p.returncode), 0)
+            deadline = None
+            code = ended.get()
+        if code and not failed:
+            failed, deadline = code, time.monotonic() + grace
+    return failed
 
 
 def main():

@@ -13,9 +13,9 @@ for attempt in $(seq 100); do
     --command="cd ~/multimodal && .venv/bin/python train.py $arguments"
   code=$?
   case $code in
-    0 | 2) exit $code ;;
+    0 | 2) exit "$code" ;;
   esac
   echo "attempt $attempt ended with $code; again in a minute" >&2
   sleep 60
 done
-exit $code
+exit "$code"

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 
 from multimodal import paths
 from multimodal.errors import Preempted, Unhealthy, UserError
@@ -88,12 +89,7 @@ def run_command(main, doc, required):
         main(args)
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as e:
-        if e.filename is None:  # not of a file that the user named
-            raise
-        print(f"error: {e.strerror}: {e.filename}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except Preempted as e:
         print(
             f"asked to end (SIGTERM): {str(e) or 'all is saved'}; the same command goes on",
@@ -102,10 +98,25 @@ def run_command(main, doc, required):
         sys.exit(75)
     except Unhealthy as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(1)
+        leave(1)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except Exception as e:
+        if isinstance(e, OSError) and e.filename is not None:  # a file that the user named
+            print(f"error: {e.strerror}: {e.filename}", file=sys.stderr)
+            leave(2)
+        traceback.print_exc()
+        leave(1)
+
+
+def leave(code):
+    """Exit; where there are other processes, also if they go on."""
+    if "multimodal.training.distributed" in sys.modules:  # without it there are none
+        from multimodal.training import distributed
+
+        distributed.leave(code)
+    sys.exit(code)
 
 
 def mark_flags_as_parsed():

@@ -67,6 +67,19 @@ def test_bad_input_ends_every_process(tmp_path):
     assert out.count("error: config.batch_size 17 does not divide") == 2
 
 
+@pytest.mark.slow
+def test_bad_input_of_one_process_ends_it_at_once(tmp_path):
+    """jax would wait for the others first: five minutes, to abort with another code."""
+    only_second = '$([ "$JAX_PROCESS_ID" = 0 ] || echo --config.data.source=nowhere)'
+    args = " ".join(["train.py", *CONFIG, "--workdir", str(tmp_path), only_second])
+    command = ["-n", "2", "--grace", "20", "--", "sh", "-c", f"exec {sys.executable} {args}"]
+    process = processes.start("launch/local.py", *command)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, out[-3000:]
+    assert out.count("error: config.data.source: unknown name 'nowhere'") == 1
+    assert "ending without them" in out
+
+
 def test_a_launcher_that_is_half_there(tmp_path):
     command = [sys.executable, "train.py", *CONFIG, "--workdir", str(tmp_path)]
     env = processes.environment() | {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}

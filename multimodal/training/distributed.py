@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import sys
 
 import jax
 from orbax.checkpoint import multihost
@@ -14,27 +15,32 @@ from multimodal.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_joined = False  # whether there are other processes, and they were reached
+
 
 def launched_on() -> str:
     """What started this process as one of several: 'jax', 'slurm', 'open-mpi', 'kubernetes', 'tpu',
     or '' for a process of its own.
 
     'jax' are the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which
-    launch/local.py sets. The others are what jax.distributed recognises.
+    launch/local.py sets. The others are what jax.distributed recognises, in its order.
     """
     env = os.environ
     if env.get("JAX_COORDINATOR_ADDRESS"):
         return "jax"
-    if env.get("SLURM_STEP_NODELIST") and int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        return "slurm"
+    # First: mpirun starts its daemons on other nodes as a Slurm step.
     if env.get("OMPI_MCA_orte_hnp_uri") and int(env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
         return "open-mpi"
+    if env.get("SLURM_STEP_NODELIST") and int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        return "slurm"
     # A TPU virtual machine learns from the metadata server, not from its environment, whether it
     # has neighbours.
     if env.get("JAX_PLATFORMS", "tpu").startswith("tpu") and _has_tpu():
         return "tpu"
-    if env.get("JOB_COMPLETION_INDEX") and env.get("JOBSET_NAME"):
-        return "kubernetes"
+    if env.get("JOB_COMPLETION_INDEX") and env.get("KUBERNETES_SERVICE_HOST"):
+        if importlib.util.find_spec("kubernetes"):
+            return "kubernetes"
+        log.warning("a pod of an Indexed Job, without the package kubernetes: it runs alone")
     return ""
 
 
@@ -51,21 +57,12 @@ def initialise(heartbeat: int = 60) -> str:
     Returns: launched_on(). Raises UserError where the others cannot be reached.
     """
     how = launched_on()
+    if not how:
+        _refuse_unknown_mpi()
     if jax.distributed.is_initialized() or not (how or _virtual_devices()):
         return how
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # where CPUs are the devices
-    known = {}
-    if how == "jax":
-        known = {
-            "num_processes": _number("JAX_NUM_PROCESSES"),
-            "process_id": _number("JAX_PROCESS_ID"),
-        }
-    elif not how:
-        known = {
-            "coordinator_address": f"127.0.0.1:{_free_port()}",
-            "num_processes": 1,
-            "process_id": 0,
-        }
+    known = _known(how)
     try:
         jax.distributed.initialize(**known, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as e:
@@ -75,8 +72,69 @@ def initialise(heartbeat: int = 60) -> str:
             return ""
         raise UserError(f"cannot join the other processes ({how}): {line}") from e
     if how:
+        global _joined
+        _joined = jax.process_count() > 1
         log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), how)
     return how
+
+
+def _known(how):
+    """Arguments of jax.distributed.initialize that it is not to find out by itself."""
+    if how == "jax":
+        return {
+            "num_processes": _number("JAX_NUM_PROCESSES"),
+            "process_id": _number("JAX_PROCESS_ID"),
+            "cluster_detection_method": "deactivate",  # a scheduler's numbers may be others
+        }
+    if not how:
+        return {
+            "coordinator_address": f"127.0.0.1:{_free_port()}",
+            "num_processes": 1,
+            "process_id": 0,
+            "cluster_detection_method": "deactivate",
+        }
+    if not os.environ.get("JAX_LOCAL_DEVICE_IDS") and _takes_what_it_sees(how):
+        return {"local_device_ids": []}
+    return {}
+
+
+def _takes_what_it_sees(how) -> bool:
+    """Whether a process of Slurm or Open MPI is to use every GPU that it sees.
+
+    jax gives each the one GPU of its number on the node. That is wrong for a process that has the
+    node for itself, and for one that the scheduler shows its own GPUs only.
+    """
+    env = os.environ
+    if how == "open-mpi":
+        here = int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE") or 1)
+    elif how == "slurm":
+        here = _slurm_tasks_here()
+    else:
+        return False  # jax takes all
+    seen = env.get("CUDA_VISIBLE_DEVICES")
+    of_the_step = int(env.get("SLURM_GPUS_ON_NODE") or 0)
+    return here == 1 or bool(seen) and len(seen.split(",")) < max(here, of_the_step)
+
+
+def _slurm_tasks_here():
+    """Tasks of this step on this node: '2(x3),1' are two on each of three nodes, then one."""
+    counts = []
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        tasks, _, times = part.rstrip(")").partition("(x")
+        counts += [int(tasks)] * int(times or 1)
+    node = int(os.environ.get("SLURM_NODEID") or 0)
+    return counts[node] if node < len(counts) else counts[-1]
+
+
+def _refuse_unknown_mpi():
+    """Processes that do not know of each other would all write to one workdir."""
+    for size, rank in (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK")):
+        if int(os.environ.get(size) or 1) > 1:
+            raise UserError(
+                f"one of {os.environ[size]} processes of an MPI that jax does not recognise (it "
+                "knows Open MPI 4): set JAX_COORDINATOR_ADDRESS=HOST:PORT and start "
+                f"sh -c 'JAX_NUM_PROCESSES=${size} JAX_PROCESS_ID=${rank} exec python train.py ...'"
+            )
 
 
 def _virtual_devices() -> bool:
@@ -94,6 +152,22 @@ def _free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def leave(code):
+    """End this process with an exit code, also where the others do not end.
+
+    jax waits for them at its end: five minutes, and then aborts with a code of its own.
+    """
+    if _joined:
+        try:
+            meet("leave", seconds=10)
+        except jax.errors.JaxRuntimeError:
+            log.warning("the other processes go on: ending without them")
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)
 
 
 def meet(where, seconds=3600):
