@@ -2,9 +2,10 @@
 (OpenCLIP, Cherti et al. 2023); add ,siglip for the sigmoid loss.
 
 `,tiled` is for TPUs: the mean of the patches instead of a class token, which makes 256 tokens of
-the 14-pixel patches, and rematerialisation. With CLIP's own tokenizer instead of a trained one:
---config.tokenizer.kind=clip --config.modalities.text.eot_id=49407. The data (tar shards and
-captions.jsonl) is --config.data.kwargs.folder.
+the 14-pixel patches, rematerialisation, and attention that rounds its logits to bfloat16. With CLIP's
+own tokenizer instead of a trained one: --config.tokenizer.kind=clip
+--config.modalities.text.eot_id=49407. The data (tar shards and captions.jsonl) is
+--config.data.kwargs.folder.
 """
 
 from configs import common
@@ -72,5 +73,6 @@ def get_config(arg=""):
     if "tiled" in words:
         c.modalities.image.update(class_token=False, pool="mean", remat="full")
         c.modalities.text.remat = "full"
+        c.model.attention_kernel = "bfloat16"
     rest = [w for w in words if w not in (*SIZES, "tiled")]
     return common.recipe(c, ",".join(rest), default="clip")

@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec
 
 from multimodal.nn.batch import batch_axes, dropout
 
-# 'auto' | 'xla' | 'cudnn' (GPU, half precision) | 'flash' (TPU, Pallas)
-KERNELS = ("auto", "xla", "cudnn", "flash")
+# 'auto' | 'xla' | 'cudnn' (GPU, half precision) | 'flash' (TPU, Pallas) | 'bfloat16' (see rounded)
+KERNELS = ("auto", "xla", "cudnn", "flash", "bfloat16")
 PLATFORMS = {"cudnn": "gpu", "flash": "tpu"}
 # Shorter than this XLA's own fusions win on a TPU (the transposes around the kernel cost more than
 # all of them), and on a GPU there is little to save.
@@ -29,6 +29,10 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto")
     """
     if q.dtype == jnp.float64 or (rate and keys is not None):
         return by_formula(q, k, v, mask, causal, rate, keys)
+    if kernel == "bfloat16":
+        if q.dtype == jnp.bfloat16 and min(q.shape[1], k.shape[1]) < LONG:
+            return rounded(q, k, v, mask, causal)
+        kernel = "auto"
     kernel = best_kernel(q, k, mask) if kernel == "auto" else kernel
     if kernel == "flash":
         return flash(q, k, v, mask, causal)
@@ -55,14 +59,35 @@ def by_formula(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
     """attend without a kernel: any dtype, and dropout of the probabilities."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=dtype)
-    logits = logits / jnp.sqrt(jnp.asarray(q.shape[-1], dtype))
+    logits = hidden(logits / jnp.sqrt(jnp.asarray(q.shape[-1], dtype)), mask, causal)
+    probs = jax.nn.softmax(logits, axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", dropout(probs, rate, keys).astype(v.dtype), v)
+
+
+def hidden(logits, mask, causal):
+    """logits [B, H, T, S] with what mask [B, S] and causality hide at a finite floor, not -inf: a
+    row with nothing to look at must not become NaN.
+    """
+    if mask is None and not causal:
+        return logits
     allowed = jnp.ones(logits.shape[-2:], bool)
     allowed = (jnp.tril(allowed) if causal else allowed)[None, None]
     if mask is not None:
         allowed = allowed & mask[:, None, None, :]
-    # A finite floor, not -inf: a row with nothing to look at must not become NaN.
-    probs = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(dtype).min / 2), axis=-1)
-    return jnp.einsum("bhts,bshd->bthd", dropout(probs, rate, keys).astype(v.dtype), v)
+    return jnp.where(allowed, logits, jnp.finfo(logits.dtype).min / 2)
+
+
+def rounded(q, k, v, mask=None, causal=False):
+    """attend in bfloat16 with half the memory traffic: logits and numerators rounded, sums of rows
+    in float32, division after the product with the values.
+    """
+    logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32)
+    logits = hidden((logits * q.shape[-1] ** -0.5).astype(q.dtype), mask, causal)
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp((logits - top).astype(jnp.float32)).astype(q.dtype)
+    total = weights.astype(jnp.float32).sum(-1).swapaxes(1, 2)[..., None]
+    out = jnp.einsum("bhts,bshd->bthd", weights, v).astype(jnp.float32)
+    return (out / total).astype(q.dtype)
 
 
 def flash(q, k, v, mask=None, causal=False):

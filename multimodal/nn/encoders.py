@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import SpectrogramTransformer, WhisperEncoder
-from multimodal.nn.layers import Stack, Tokens, block_config, dropout, fold_keys
+from multimodal.nn.layers import Stack, Tokens, block_config, dropout, fold_keys, layer_norm
 from multimodal.nn.video import FrameTransformer, VideoTransformer
 from multimodal.nn.vit import ViT, mean_pool
 from multimodal.nn.wav2vec2 import Wav2Vec2
@@ -86,7 +86,7 @@ class TextTransformer(nn.Module):
         self.pos_embed = self.param("pos_embed", normal, (rows, self.width))
         if self.type_embed:
             self.type_embedding = self.param("type_embed", normal, (self.type_embed, self.width))
-        norm = partial(nn.LayerNorm, epsilon=self.eps, use_fast_variance=False, dtype=self.dtype)
+        norm = partial(layer_norm, self.eps, self.dtype, None)
         if self.embed_norm:
             self.norm_embed = norm()
         if self.final_norm:

@@ -55,6 +55,35 @@ def test_flash_is_the_formula_whatever_the_length(t, s, causal, masked):
     close(found, gradients(by_formula, q, k, v, mask, causal))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("peaked", [1, 8])  # deviation of the logits
+def test_rounded_logits_err_at_most_twice_as_much_as_bfloat16_does(peaked, causal):
+    q, k, v, mask = inputs(64, 64)
+    mask[:, 0] = True  # a causal row without any key is finite, whatever it is
+
+    def found(dtype, kernel):
+        def fn(*args):
+            *args, mask, causal = args
+            args = (x.astype(dtype) for x in args)
+            return attend(*args, mask, causal, kernel=kernel).astype(jnp.float32)
+
+        return gradients(fn, peaked * q, k, v, mask, causal)[1]
+
+    exact = found(jnp.float32, "xla")
+
+    def errors(kernel):
+        pairs = zip(found(jnp.bfloat16, kernel), exact, strict=True)
+        return np.array([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs])
+
+    assert (errors("bfloat16") < 2 * errors("xla")).all()
+
+
+def test_only_bfloat16_is_rounded():
+    q, k, v, mask = inputs(7, 7)
+    same = attend(q, k, v, mask, kernel="bfloat16") == attend(q, k, v, mask, kernel="xla")
+    assert np.asarray(same).all()
+
+
 def test_flash_works_on_each_devices_part_of_the_batch():
     q, k, v, mask = inputs(20, 30, batch=8)
     with jax.set_mesh(make_mesh(fsdp=2)), pltpu.force_tpu_interpret_mode():
