@@ -2,7 +2,7 @@
 (OpenCLIP, Cherti et al. 2023); add ,siglip for the sigmoid loss.
 
 `,tiled` is for TPUs: the mean of the patches instead of a class token, which makes 256 tokens of
-the 14-pixel patches, rematerialisation, and attention that rounds its logits to bfloat16. With CLIP's
+the 14-pixel patches, rematerialisation, and attention that rounds its logits. With CLIP's
 own tokenizer instead of a trained one: --config.tokenizer.kind=clip
 --config.modalities.text.eot_id=49407. The data (tar shards and captions.jsonl) is
 --config.data.kwargs.folder.

@@ -150,8 +150,8 @@ class Mlp(nn.Module):
 
 
 def layer_norm(eps, dtype, name):
-    """LayerNorm. Its variance takes two passes, since E[x^2] - E[x]^2 loses digits that parity needs;
-    but one for 16 bits, where what it loses in float32 is less than what the input's rounding did.
+    """LayerNorm. Its variance takes two passes, since E[x^2] - E[x]^2 loses digits that parity
+    needs; but one for 16 bits, where that loses less in float32 than the input's rounding did.
     """
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=is_half(dtype), name=name)
 

@@ -33,8 +33,8 @@ FLAGS = {
             "xla_jf_spmd_threshold_for_windowed_einsum_mib",
             "1000000",
             (),
-            "weights of mesh.fsdp are gathered, then multiplied: the default cuts each product into "
-            "a ring of small ones, which took 1.4 times the time of ViT-L/14's step by the "
+            "weights of mesh.fsdp are gathered, then multiplied: the default cuts each product "
+            "into a ring of small ones, which took 1.4 times the time of ViT-L/14's step by the "
             "compiler's own estimate, and longer to compile",
             "MaxText, benchmarks/xla_flags_library.py, DISABLE_COLLECTIVE_MATMUL",
         ),
