@@ -93,7 +93,7 @@ def _model(c):
     c.model.mlm_modality = "text"  # whose words the mlm head predicts
     c.model.dtype = "float32"  # of activations; parameters and losses stay float32
     # 'auto' | 'xla' | 'cudnn' (GPU, bfloat16) | 'flash' (TPU, Pallas): the same values; 'bfloat16':
-    # logits of bfloat16 towers rounded, for TPUs; else as 'auto'
+    # logits of bfloat16 towers rounded where lengths are multiples of 128, for TPUs; else as 'auto'
     c.model.attention_kernel = "auto"
     c.model.quantize = ""  # 'int8' | 'fp8': matrix products of the blocks, by qwix
     c.model.fusion = ConfigDict()
