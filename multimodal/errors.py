@@ -16,7 +16,7 @@ class BadRecord(UserError):
 
 
 class Unhealthy(Exception):
-    """A run must not go on like this; nothing of it was saved. Exit code 1."""
+    """A run cannot go on, but may when started again; nothing of it was saved. Exit code 1."""
 
 
 class Preempted(Exception):

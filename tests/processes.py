@@ -65,6 +65,15 @@ def wait_for(condition, seconds=300):
         time.sleep(0.02)
 
 
+def alive(pid):
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def run(script, *args, devices=1):
     """Run a script to its end; returns (exit code, stdout, stderr)."""
     process = start(script, *args, devices=devices)

@@ -1,15 +1,17 @@
 """Compile a config's train step for TPUs that are not there: the child process of a plan.
 
-`python -m multimodal.planning.compiling FOLDER` reads FOLDER/config.json and FOLDER/target.txt and
+`python -m multimodal.planning.compiling FOLDER PARENT` reads FOLDER/config.json and target.txt and
 writes FOLDER/compiled.json and, where the compiler gives it, FOLDER/step.hlo. A process of its own,
-because libtpu ends the process where it cannot go on.
+because libtpu ends the process where it cannot go on; it ends with the process PARENT.
 """
 
+import ctypes
 import importlib.util
 import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,7 +65,7 @@ def compile_for(config, target, folder=None) -> dict:
         (folder / "compiled.json").unlink(missing_ok=True)
         (folder / "target.txt").write_text(target.name + "\n", encoding="utf-8")
         save_config(config, folder)
-        command = [sys.executable, *COMMAND, str(folder)]
+        command = [sys.executable, *COMMAND, str(folder), str(os.getpid())]
         run = subprocess.run(
             command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False
         )
@@ -93,9 +95,10 @@ def _last_words(stderr):
     return ([*lines, "it said nothing"][:1] if not telling else telling[-1:])[0][:300]
 
 
-def main(folder):
+def main(folder, parent):
     """The child: writes compiled.json whatever Python can catch."""
     folder = pathlib.Path(folder)
+    _end_with(int(parent))
     try:
         result = _compile(read_config(folder), folder)
     except (UserError, ModuleNotFoundError) as e:
@@ -103,6 +106,15 @@ def main(folder):
     except Exception as e:  # what libtpu raises is not documented
         result = failure(e)
     (folder / "compiled.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _end_with(parent):
+    """Have the kernel kill this process when its parent ends: the compiler runs for minutes."""
+    if sys.platform.startswith("linux"):  # as is every machine that libtpu runs on
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def failure(e) -> dict:
@@ -174,4 +186,4 @@ if __name__ == "__main__":
     from multimodal.cli import mark_flags_as_parsed
 
     mark_flags_as_parsed()
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -5,7 +5,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from multimodal.errors import Unhealthy
+from multimodal.errors import Unhealthy, UserError
 
 log = logging.getLogger(__name__)
 DECAY = 0.98  # of the mean of gradient norms
@@ -53,11 +53,15 @@ class Watch:
         self._most, self._told = most, None
 
     def look(self, step, row):
-        """Look at a row of metrics. Raises Unhealthy."""
+        """Look at a row of metrics.
+
+        Raises UserError, not Unhealthy: the same command would do these steps again and end here
+        again, so that it takes a person, and launchers must not start it anew.
+        """
         total, in_row = int(row["train/skipped"]), int(row["train/skipped_in_row"])
         parts = ", ".join(f"{k} {v:.3g}" for k, v in row.items() if k.endswith("/loss"))
         if in_row > self._most:
-            raise Unhealthy(
+            raise UserError(
                 f"step {step}: {in_row} steps in a row were left out, more than "
                 f"config.skip.most = {self._most}: loss or gradient is not finite or a spike "
                 f"(gradient norm {row['train/grad_norm']:.3g}; {parts}). Lower the learning rate, "

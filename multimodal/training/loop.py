@@ -44,7 +44,7 @@ def train(config, workdir, profile="", began=None):
       profile: steps to trace, see profile.py; '': none.
       began: time.perf_counter() when the program began; None: now.
     Raises: UserError for a config, data or workdir that cannot be trained with; Preempted after
-      SIGTERM, when the state is saved; Unhealthy where going on would be in vain.
+      SIGTERM, when the state is saved; Unhealthy where it takes a new start.
     """
     began = time.perf_counter() if began is None else began
     startup, workdir = Startup(began), pathlib.Path(workdir)

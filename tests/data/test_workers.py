@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from multimodal.data.array_source import ArraySource
 from multimodal.data.pipeline import Pipeline
 from multimodal.data.transforms import build_transforms
 from multimodal.errors import UserError
-from tests.processes import ROOT
+from tests import processes
 
 MODALITIES = {
     "image": dict(transform="image", size=16, augment="random_resized_crop", flip=True),
@@ -94,24 +93,12 @@ def test_workers_die_with_a_killed_parent(tmp_path):
     script.write_text(PARENT)
     process = subprocess.Popen(
         [sys.executable, script],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(processes.ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     )
     pids = [int(word) for word in process.stdout.readline().split()]
-    assert len(pids) == 2 and all(map(alive, pids))
+    assert len(pids) == 2 and all(map(processes.alive, pids))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    deadline = time.monotonic() + 30
-    while any(map(alive, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, pids))
-
-
-def alive(pid):
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    processes.wait_for(lambda: not any(map(processes.alive, pids)), 30)

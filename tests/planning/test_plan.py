@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -101,6 +103,30 @@ def test_a_compiler_that_dies_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(compiling, "COMMAND", ("-c", "import os; os.abort()"))
     with pytest.raises(UserError, match="gave up on tpu:v5e:2x2 .killed by signal 6"):
         compiling.compile_for(config(), parse_target("tpu:v5e:2x2"))
+
+
+# A plan whose compiler writes its pid and works for ever.
+PLAN = """
+from multimodal.config import load_config
+from multimodal.planning import compiling
+from multimodal.planning.targets import parse_target
+begin = "import os, sys, time; from multimodal.planning.compiling import _end_with as e; "
+compiling.COMMAND = ("-c", begin + "e(int(sys.argv[2])); print(os.getpid(), file=open(%r, 'w'))"
+                     "; time.sleep(1000)")
+compiling.compile_for(load_config("configs/clip.py:smoke", ()), parse_target("tpu:v5e:2x2"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's kernel")
+def test_a_killed_plan_leaves_no_compiler(tmp_path):
+    path = tmp_path / "pid"
+    plan = subprocess.Popen([sys.executable, "-c", PLAN % str(path)], cwd=processes.ROOT)
+    try:
+        processes.wait_for(lambda: path.exists() and path.read_text().endswith("\n"))
+    finally:
+        plan.kill()
+        plan.wait()
+    processes.wait_for(lambda: not processes.alive(path.read_text().strip()), 60)
 
 
 def test_out_of_memory_is_told_from_other_errors():

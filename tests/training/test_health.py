@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from multimodal.errors import Unhealthy
+from multimodal.errors import UserError
 from multimodal.training.health import WARM, Watch, judge, new_health
 from tests import laws
 
@@ -45,5 +45,5 @@ def test_the_watch_tells_and_ends(caplog):
     for step, (total, in_row) in enumerate([(0, 0), (2, 2), (2, 0), (3, 1)]):
         watch.look(step, row | {"train/skipped": total, "train/skipped_in_row": in_row})
     assert [r.args[1] for r in caplog.records] == [2, 1]
-    with pytest.raises(Unhealthy, match="step 9: 3 steps in a row .* config.skip.most = 2.*itm"):
+    with pytest.raises(UserError, match="step 9: 3 steps in a row .* config.skip.most = 2.*itm"):
         watch.look(9, row | {"train/skipped": 6, "train/skipped_in_row": 3})
