@@ -9,6 +9,7 @@ import pytest
 
 from multimodal.config import load_config, save_config
 from multimodal.errors import UserError
+from multimodal.training import checkpoint
 from multimodal.training.checkpoint import Checkpoints, choose_step, restore_params
 from multimodal.training.health import new_health
 from multimodal.training.loop import write_scores
@@ -60,6 +61,15 @@ def test_state_and_parameters_come_back(workdir):
         np.testing.assert_array_equal(a, b)
     step, params, ema = restore_params(workdir, "best")
     assert step == 2 and float(params["w"][0, 0]) == 2.0 and float(ema["w"][0, 0]) == 2.5
+
+
+def test_a_quick_write_is_whole_before_the_run_goes_on(tmp_path, monkeypatch):
+    """So that a kill costs no more than one interval, however short the steps are."""
+    monkeypatch.setattr(checkpoint, "QUICK_WRITE", 300.0)
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(state_of(step))
+        assert Checkpoints(tmp_path).restore(state_of(0))[0].step == step
 
 
 def test_no_checkpoint(tmp_path):
