@@ -39,6 +39,27 @@ def base():
     c.queue.modalities = ("image", "text")
 
     _optim(c)
+    _mesh(c)
+    _data(c)
+
+    c.log_every = 20  # steps
+    c.save_every = 500
+    c.eval_every = 0  # 0: at the end only
+    c.keep = 3  # newest checkpoints
+    c.keep_best = 1  # more of them, the best by eval.best
+
+    c.skip = ConfigDict()  # steps whose loss or gradient is not finite leave the state as it is
+    c.skip.most = 10  # of them in a row; more end the run
+    c.skip.spike = 0.0  # also those with so many times the gradients' usual norm; 0: no
+    c.hang_seconds = 1800  # a step that takes longer dumps all stacks and ends the run; 0: never
+    c.check_replicas_every = 0  # steps; compare what devices should hold alike, bit for bit; 0: no
+
+    _eval(c)
+    return c
+
+
+def _mesh(c):
+    """How devices share the work."""
     c.mesh = ConfigDict()
     c.mesh.replica = 0  # groups of devices that share gradients only; 0: the TPU slices
     c.mesh.data = -1  # devices that split the batch; -1: all that the others leave
@@ -49,6 +70,9 @@ def base():
     c.mesh.rules = ()
     c.mesh.heartbeat = 60  # seconds after which a process that went silent ends the job
 
+
+def _data(c):
+    """Where examples come from, who prepares them, and the tokenizer."""
     c.data = ConfigDict()
     c.data.source = "tfds"  # a name in data/sources.py, or 'package.module:Class'
     c.data.kwargs = ConfigDict()  # arguments of the source
@@ -65,21 +89,6 @@ def base():
     c.tokenizer.path = ""
     c.tokenizer.vocab_size = 4096
     c.tokenizer.add_sep = True  # end a caption with [SEP]; the original ALBEF does not
-
-    c.log_every = 20  # steps
-    c.save_every = 500
-    c.eval_every = 0  # 0: at the end only
-    c.keep = 3  # newest checkpoints
-    c.keep_best = 1  # more of them, the best by eval.best
-
-    c.skip = ConfigDict()  # steps whose loss or gradient is not finite leave the state as it is
-    c.skip.most = 10  # of them in a row; more end the run
-    c.skip.spike = 0.0  # also those with so many times the gradients' usual norm; 0: no
-    c.hang_seconds = 1800  # a step that takes longer dumps all stacks and ends the run; 0: never
-    c.check_replicas_every = 0  # steps; compare what devices should hold alike, bit for bit; 0: no
-
-    _eval(c)
-    return c
 
 
 def _model(c):

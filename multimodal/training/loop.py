@@ -1,5 +1,6 @@
 """The training loop: batches in, steps, logs, checkpoints, evaluations."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -7,10 +8,13 @@ import pathlib
 import time
 
 import jax
+from ml_collections import ConfigDict
 
 from multimodal.chips import chip_of
 from multimodal.config import check_same, read_config, save_config
+from multimodal.data.tokenizer import Tokenizer
 from multimodal.errors import Preempted, UserError
+from multimodal.nn.model import Model
 from multimodal.training import flops, setup
 from multimodal.training.checkpoint import (
     Checkpoints,
@@ -88,18 +92,27 @@ def train(config, workdir, profile="", began=None):
             checkpoints.close()
 
 
+@dataclasses.dataclass
 class Run:
-    """One run of the loop; holds what does not change from step to step."""
+    """One run of the loop; holds what does not change from step to step.
 
-    def __init__(
-        self, config, workdir, mesh, model, tokenizer, checkpoints, startup, goodput, about
-    ):
-        self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
-        self.tokenizer, self.checkpoints, self.startup = tokenizer, checkpoints, startup
-        self.goodput, self.about = goodput, about
-        self.lr, self.advice = learning_rate(config), Advice(config)
-        self.watch = Watch(config.skip.most)
-        self.watchdog, self.preemption = Watchdog(config.hang_seconds), Preemption()
+    about: what its checkpoints say beside the state, see about_run.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    model: Model
+    tokenizer: Tokenizer | None
+    checkpoints: Checkpoints
+    startup: Startup
+    goodput: Goodput
+    about: dict
+
+    def __post_init__(self):
+        c = self.config
+        self.lr, self.advice, self.watch = learning_rate(c), Advice(c), Watch(c.skip.most)
+        self.watchdog, self.preemption = Watchdog(c.hang_seconds), Preemption()
 
     def steps(self, state, step_fn, pipeline, profile=""):
         """Run from state.step to config.steps."""
