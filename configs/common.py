@@ -76,6 +76,9 @@ def _data(c):
     c.data = ConfigDict()
     c.data.source = "tfds"  # a name in data/sources.py, or 'package.module:Class'
     c.data.kwargs = ConfigDict()  # arguments of the source
+    # Of whole examples in training, before the modalities' own: a name in data/augment.py -> its
+    # arguments
+    c.data.augment = ConfigDict()
     c.data.train_split = "train"
     c.data.eval_splits = ()
     c.data.threads = 2  # batches prepared at the same time; neither they nor workers change any

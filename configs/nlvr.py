@@ -35,6 +35,9 @@ def get_config(arg=""):
             text="{sentence}",
         ),
     )
+    c.data.augment.swap_colours = dict(
+        colours=dict(yellow=(255, 255, 0), black=(0, 0, 0), blue=(0, 153, 255))
+    )
     c.data.eval_splits = ("val",)
     c.eval.best = "val/classify/truth/accuracy"
     for m in ("image", "text"):
@@ -42,4 +45,5 @@ def get_config(arg=""):
             other = {"image": "text", "text": "image"}[m]
             del c.modalities[other]
             del c.data.kwargs.modalities[other]
+            del c.data.augment.swap_colours
     return common.smoke(c) if "smoke" in words else c

@@ -40,6 +40,7 @@ class Pipeline:
       max_bad_share: share of the source's records that may be unreadable.
       cache_bytes: memory for decoded examples, per process.
       classes: label key -> number of its classes; a record with another label is unreadable.
+      augment: (example, rng) -> example, on raw values in training, before the transforms.
     Raises: UserError for an empty source and for a batch size that does not fit it or the
       processes; later, for too many bad records.
     """
@@ -58,12 +59,14 @@ class Pipeline:
         max_bad_share=0.01,
         cache_bytes=512 << 20,
         classes=None,
+        augment=None,
     ):
         _check(source, batch_size, process_count)
         self.source, self.transforms = source, transforms
         self.batch_size, self.threads, self.workers = batch_size, max(1, threads), workers
         self.bad = {}
         self._seed, self._train, self._classes = seed, train, dict(classes or {})
+        self._augment = augment if train else None
         self._process = (process_index, process_count)
         self._max_bad = max_bad_share * len(source)
         self._optional = set(getattr(source, "optional", ()))
@@ -148,7 +151,9 @@ class Pipeline:
         decoded = self._cache.get(index)
         if decoded is None:
             raw = self.source[index]
-            if self._cache.full:
+            if self._augment:
+                raw = self._augment(raw, rng)
+            if self._augment or self._cache.full:
                 return self._assemble(raw, index, lambda m, t: t(raw[m], rng))
             decoded = self._decode(raw)
             self._cache.add(index, decoded)

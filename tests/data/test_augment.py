@@ -1,0 +1,102 @@
+"""Augmentations of whole examples: picture and text change together, the rest stays."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multimodal.data.array_source import ArraySource
+from multimodal.data.augment import Augment
+from multimodal.data.pipeline import Pipeline
+from multimodal.data.transforms import build_transforms
+from multimodal.errors import UserError
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+SPEC = {"swap_colours": {"colours": COLOURS}}
+
+
+def drawing(*names):
+    """A white picture with a pixel of each of these colours, and one that is nearly red."""
+    pixels = np.full((1, len(names) + 2, 3), 255, np.uint8)
+    pixels[0, : len(names)] = [COLOURS[n] for n in names]
+    pixels[0, -1] = (254, 0, 0)
+    return pixels
+
+
+def named(pixels):
+    """The names of a drawing's colours."""
+    by_value = {v: k for k, v in COLOURS.items()}
+    return [by_value.get(tuple(p)) for p in pixels[0].tolist()]
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_colours_and_their_names_change_alike(encoded):
+    augment, seen = Augment(SPEC, ("image", "text")), set()
+    image = drawing("red", "blue", "red")
+    if encoded:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        image = buffer.getvalue()
+    example = {"image": image, "text": ["Red, blue, red; redder", "no colour"], "label": 1}
+    for seed in range(100):
+        new = augment(example, np.random.default_rng(seed))
+        a, b, c, *rest = named(new["image"])
+        assert a == c != b and rest == [None, None]
+        assert new["text"] == [f"{a}, {b}, {c}; redder", "no colour"]
+        assert new["label"] == 1
+        np.testing.assert_array_equal(new["image"][0, 3:], [[255, 255, 255], [254, 0, 0]])
+        seen.add((a, b))
+    assert len(seen) == 6
+    if not encoded:  # what the source gave is still what it was
+        np.testing.assert_array_equal(example["image"], drawing("red", "blue", "red"))
+
+
+def test_an_example_without_one_of_them_stays():
+    augment = Augment(SPEC, ("image", "text"))
+    for example in ({"text": "red"}, {"image": drawing("red")}):
+        assert augment(example, np.random.default_rng(0)) is example
+
+
+def test_batches_are_functions_of_seed_and_step_and_evaluation_stays_as_it_is(tokenizer):
+    texts = ["red", "green", "blue"] * 4
+    source = ArraySource("x", image=[drawing(t) for t in texts], text=texts)
+    cfg = {
+        "image": dict(transform="image", size=(1, 3)),
+        "text": dict(transform="text", max_length=4),
+    }
+
+    def pipeline(train, augment, **kwargs):
+        transforms = build_transforms(cfg, train, tokenizer)
+        return Pipeline(source, transforms, 4, 0, train, augment=augment, **kwargs)
+
+    augment = Augment(SPEC, cfg)
+    one, two = pipeline(True, augment), pipeline(True, augment, cache_bytes=0)
+    later = [one.batch(step) for step in range(3, 9)]
+    for step, batch in zip(range(3, 9), later):
+        for key, value in two.batch(step).items():
+            np.testing.assert_array_equal(value, batch[key])
+    ids = {t: tokenizer.encode_batch([t], 4)[0].tolist() for t in COLOURS}
+    for batch in later:
+        for image, text in zip(batch["image"], batch["text"]):
+            assert ids[named(image)[0]] == text.tolist()
+    plain, kept = pipeline(False, None).batch(0), pipeline(False, augment).batch(0)
+    np.testing.assert_array_equal(plain["image"], kept["image"])
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ({"swap_colors": {}}, "swap_colors.*did you mean swap_colours"),
+        ({"swap_colours": {}}, "swap_colours: .*colours"),
+        ({"swap_colours": {"colours": COLOURS, "image": "video"}}, "no modality 'video'"),
+        ({"swap_colours": {"colours": {"red": (1, 2, 3)}}}, "two different colours"),
+        ({"swap_colours": {"colours": {"red": (1, 2, 3), "r": (1, 2, 3)}}}, "two different"),
+        ({"swap_colours": {"colours": {"red": (1, 2), "r": (1, 2, 300)}}}, "three numbers"),
+        ({"swap_colours": {"colours": COLOURS, "colour": 1}}, "colour"),
+        ({"os:system": {}}, "must take .example, rng"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_one_line(spec, words):
+    with pytest.raises(UserError, match=words):
+        Augment(spec, ("image", "text"))
