@@ -111,7 +111,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path, cfg=None):
         """Read a tokenizer.json, a BERT vocab.txt (lower-case, accents stripped, as in BERT),
-        CLIP's bpe_simple_vocab_16e6.txt.gz or SentencePiece's .model (Unigram); by path or URL.
+        CLIP's bpe_simple_vocab_16e6.txt.gz or SentencePiece's .model; by path or URL.
 
         `add_sep` of `cfg`, if given, overrides that of the file. Raises UserError for other files.
         """

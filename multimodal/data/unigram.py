@@ -23,13 +23,22 @@ def backend(model, lower):
 def shield(tokenizer, ids):
     """A tokenizer that gives the same, but never one of these ids for their names in a text.
 
-    To a Unigram model every entry of its vocabulary is a piece; others are left as they are.
+    To a Unigram model every entry of its vocabulary is a piece, and to one of byte pairs that is
+    asked for whole words before merges; others are left as they are.
     """
     spec = json.loads(tokenizer.to_str())
-    if spec["model"]["type"] != "Unigram":
+    model = spec["model"]
+    if model["type"] == "Unigram":
+        for i in ids:
+            model["vocab"][i][0] += " "  # there are no spaces in what the model splits
+    elif model["type"] == "BPE" and model["ignore_merges"]:
+        names = {tokenizer.id_to_token(i) for i in ids}
+        model["vocab"] = {n + " " * (n in names): i for n, i in model["vocab"].items()}
+        model["merges"] = [m for m in model["merges"] if not names & {*m, "".join(m)}]
+        if model["unk_token"] in names:
+            model["unk_token"] += " "
+    else:
         return tokenizer
-    for i in ids:
-        spec["model"]["vocab"][i][0] += " "  # there are no spaces in what the model splits
     return Tokenizer.from_str(json.dumps(spec))
 
 

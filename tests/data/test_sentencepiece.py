@@ -15,7 +15,7 @@ TEXTS = [
     *ODD, "ein roter Hund im Gras", "红色的狗在草地上", "赤い犬が走る、東京で。",
     "ｶﾞﾊﾟ Å ﬁ ² e\u0301", "كلب أحمر ﷺ",
     "लाल कुत्ता हिन्दी", "빨간 개", "😀 👨‍👩‍👧 👍🏽", " a  b\t\u3000c ", "\0", "a\0b", "",
-    "x" * 20_000, "犬 " * 10_000,
+    "a \n b", "x" * 20_000, "犬 " * 10_000,
     "<s> </s> <pad> <unk> <mask> [MASK]",
 ]  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_names_of_special_tokens_are_text_to_a_trained_unigram_too():
         (b"", "no pieces"),
         (b"not a model", "not a SentencePiece model"),
         (DEFAULT[:-3], "cut off"),
-        (model([("<unk>", 2)], {}, kind=2), "BPE model, and only Unigram"),
+        (model([("<unk>", 2)], {}, kind=3), "word model, and only Unigram and BPE"),
         (model([("<unk>", 3)], {}), "no unknown piece"),
         (model([("<unk>", 2)], {}, words=[("a", -1.0), ("a", -2.0)]), "repeated"),
         (model([("<unk>", 2)], {}, words=[("a", float("nan"))]), "score nan"),
@@ -132,6 +132,7 @@ CONFIGS = {
     "t5": dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1),
     "folded": dict(normalization_rule_name="nmt_nfkc_cf", byte_fallback=True),
     "identity": dict(normalization_rule_name="identity", split_by_whitespace=False),
+    "spaces": dict(remove_extra_whitespaces=False),
     "bare": dict(add_dummy_prefix=False, remove_extra_whitespaces=False),
 }
 
