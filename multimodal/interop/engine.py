@@ -169,6 +169,9 @@ def dump(flat, table, where) -> dict:
         used.update(entry.ours)
     extra = [p for p in flat if p.startswith("params/") and p not in used]
     if extra:
-        raise UserError(f"{where}: the format has no name for {listed(map(bare, extra))}")
+        raise UserError(
+            f"{where}: the format has no name for {listed(map(bare, extra))}: its models are of "
+            "another kind; take another --format, or use the run as it is (multimodal.load)"
+        )
     state |= {copy: state[original] for copy, original in table.tied if original in state}
     return state

@@ -327,8 +327,20 @@ def check_export(state, cfg, format, prefix):
     for kind, c in theirs.items():
         for key, value in c.items():
             mine = ours[kind].get(key, value)
+            if key == "eot_id":
+                mine = end_told(mine, ours[kind]["vocab_size"], format)
             if key not in FREE and mine != value:
                 raise UserError(
                     f"export to {format}: modalities.{names[kind]}.{key} is {mine!r}, "
                     f"that format's model has {value!r}"
                 )
+
+
+def end_told(eot_id, vocab_size, format):
+    """-1 where readers of a format find the end of a text that we find by `eot_id`, else eot_id.
+
+    By weights alone they take the largest id (-1). CLIP's config.json beside them names another
+    one, except for 2, by which older files mean the largest id.
+    """
+    named = format == "clip_hf" and eot_id != 2
+    return -1 if named or eot_id == vocab_size - 1 else eot_id

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import pathlib
 
 import jax
@@ -21,6 +22,9 @@ from multimodal.nn.model import build_model
 from multimodal.training.optim import make_optimizer
 from multimodal.training.sharding import batch_sharding, state_shardings
 from multimodal.training.step import new_state, seed_key
+from multimodal.training.transfer import tokenizer_of
+
+log = logging.getLogger(__name__)
 
 
 def settle(config, stored=None):
@@ -50,7 +54,8 @@ def get_source(config, split):
 
 
 def get_tokenizer(config, workdir, source):
-    """The workdir's tokenizer; without a workdir one from config.tokenizer.path, or trained.
+    """The workdir's tokenizer; without a workdir one from config.tokenizer.path, else that of the
+    run that config.init.path names, else a trained one.
 
     Raises UserError where it has more tokens than a text tower embeds.
     """
@@ -59,8 +64,9 @@ def get_tokenizer(config, workdir, source):
         return None
     if workdir is not None:
         tokenizer = Tokenizer.load(pathlib.Path(workdir, "tokenizer.json"))
-    elif config.tokenizer.path:
-        tokenizer = Tokenizer.load(config.tokenizer.path, config.tokenizer)
+    elif path := config.tokenizer.path or tokenizer_of(config.init.path):
+        log.info("tokenizer: %s", path)
+        tokenizer = Tokenizer.load(path, config.tokenizer)
     else:
         tokenizer = of_first(train_tokenizer(texts_of(source, texts[0]), config.tokenizer))
     for m in texts:

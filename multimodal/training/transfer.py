@@ -73,12 +73,28 @@ def _split(path):
     return path, "latest"
 
 
+def tokenizer_of(path) -> str:
+    """Where the tokenizer lies of the run that a path or URL names, or a checkpoint in it; '' where
+    it names no run, or one without texts.
+    """
+    if not path:
+        return ""
+    if paths.is_remote(path):
+        one = re.fullmatch(r"(.+)/checkpoints/\d+", path)
+        folder = one[1] if one else path
+        found = paths.join(folder, "tokenizer.json")
+        run = one or (not paths.is_file(folder) and paths.names(paths.join(folder, "checkpoints")))
+    else:
+        found, run = str(_split(path)[0] / "tokenizer.json"), is_run(path)
+    return found if run and paths.is_file(found) else ""
+
+
 def from_run(params, init):
     """Parameters with those of a run's checkpoint put in.
 
     A new task's heads (classifiers, critics) may be missing there, and so may what
     init.allow_missing names; of the run's, heads and what init.allow_unused names may stay unused.
-    The tokenizer must be the same: set config.tokenizer.path to the run's tokenizer.json.
+    The tokenizer must be the same; see tokenizer_of.
 
     Args:
       params: the model's initial parameters; init: config.init.

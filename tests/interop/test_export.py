@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from configs.common import base, image_tower, text_tower
-from multimodal.config import save_config
+from multimodal.config import read_config, save_config
+from multimodal.errors import UserError
 from multimodal.interop import import_weights
-from multimodal.interop.export import main
+from multimodal.interop.export import main, write
 from multimodal.training.checkpoint import Checkpoints
 from multimodal.training.optim import make_optimizer
 from multimodal.training.step import new_state
@@ -39,6 +40,31 @@ def test_round_trip(run, tmp_path, capsys):
     back = import_weights(tmp_path / "hf").params
     assert jax.tree.structure(back) == jax.tree.structure(params)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, params)))
+
+
+@pytest.mark.parametrize(
+    ("eot_id", "format", "holds"),
+    [
+        (3, "clip_hf", True),
+        (19, "clip_hf", True),
+        (2, "clip_hf", False),  # there it means the largest id
+        (19, "clip_open_clip", True),
+        (3, "clip_open_clip", False),
+    ],
+)
+def test_the_end_of_a_text_is_told_or_refused(run, tmp_path, eot_id, format, holds):
+    """20 words: 19 is the largest id."""
+    config = read_config(run[0])
+    config.modalities.text.eot_id = eot_id
+    if not holds:
+        with pytest.raises(UserError, match="eot_id"):
+            write(run[1], config, format, tmp_path)
+        return
+    write(run[1], config, format, tmp_path)
+    heads = {m: c.heads for m, c in config.modalities.items()}
+    told = import_weights(tmp_path, heads=heads, act=config.modalities.text.act).config
+    told = told["modalities"]["text"]["eot_id"]
+    assert told == (eot_id if format == "clip_hf" else -1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Starting from a run: what is taken over, what a linear probe trains, what is refused."""
 
+import shutil
+
 import fsspec
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import pytest
 
 from multimodal import objectives
 from multimodal.config import save_config
+from multimodal.data.array_source import ArraySource
+from multimodal.data.tokenizer import train_tokenizer
 from multimodal.errors import UserError
 from multimodal.interop import export_weights
 from multimodal.nn.model import build_model
@@ -17,7 +21,7 @@ from multimodal.training.optim import make_optimizer
 from multimodal.training.setup import initialised
 from multimodal.training.sharding import SMALL, make_mesh
 from multimodal.training.step import drop_modalities, make_step, new_state
-from multimodal.training.transfer import from_run, is_run
+from multimodal.training.transfer import from_run, is_run, tokenizer_of
 from tests import laws
 
 
@@ -68,6 +72,34 @@ def test_probe_and_fine_tuning(run, freeze):
     assert moved.pop("classifier_kind")
     assert moved.pop("encoder_image") != freeze
     assert not (freeze and any(moved.values()))
+
+
+@pytest.mark.parametrize("place", ["", "/checkpoints/5"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_runs_tokenizer_comes_with_it(run, tmp_path, place, remote):
+    """Its embeddings are those of its tokens: another tokenizer would give them to other words."""
+    tokenizer = train_tokenizer(["a red dog", "ein roter Hund"] * 3, {"vocab_size": 60})
+    source = ArraySource("train", text=["un chien rouge"] * 3)
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    assert tokenizer_of(f"{folder}{place}") == ""  # a run without texts
+    tokenizer.save(folder / "tokenizer.json")
+    base = str(folder)
+    if remote:
+        base = f"memory://tokenizer{len(place)}"
+        fsspec.filesystem("memory").put(f"{folder}/", f"{base}/", recursive=True)
+    c = task(f"{base}{place}", False)
+    c.modalities.text.transform, c.modalities.text.vocab_size = "text", tokenizer.vocab_size
+    found = setup.get_tokenizer(c, None, source)
+    assert found.__getstate__() == tokenizer.__getstate__()
+    c.tokenizer.vocab_size, c.init.path = tokenizer.vocab_size, ""
+    assert setup.get_tokenizer(c, None, source).__getstate__() != tokenizer.__getstate__()
+
+
+def test_what_is_no_run_has_no_tokenizer(run, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")  # beside somebody's weights
+    (tmp_path / "model.safetensors").write_text("")
+    for path in ("", tmp_path, tmp_path / "model.safetensors"):
+        assert tokenizer_of(path) == ""
 
 
 @pytest.mark.parametrize("place", ["", "/checkpoints/5", "/checkpoints"])
