@@ -255,9 +255,10 @@ def check_same(config, stored):
             f"{k} ({old.get(k, 'absent')} -> {new.get(k, 'absent')})" for k in changed[:8]
         )
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+        longer = "; to train longer, start a new run from it: --config.init.path=WORKDIR"
         raise UserError(
-            f"the workdir holds a run with another config: {told}{more}; "
-            "take another --workdir or the old values"
+            f"the workdir holds a run with another config: {told}{more}; take another --workdir or "
+            f"the old values{longer if 'steps' in changed else ''}"
         )
 
 

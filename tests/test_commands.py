@@ -75,6 +75,16 @@ def test_training_again_changes_nothing(workdir):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_that_saved_nothing_does_not_hold_its_workdir(tmp_path):
+    args = ("train.py", *SMOKE, "--workdir", tmp_path)
+    code, _, err = processes.run(*args, "--config.batch_size=100000")
+    assert code == 2, err
+    (tmp_path / "config.json").write_text('{"seed": 5}')  # as one that was killed early leaves
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
+    code, _, err = processes.run(*args, "--config.eval.pictures=0")
+    assert code == 0, err
+
+
 BAD = {
     "unknown key": (["--config.optim.lrr=1"], "did you mean --config.optim.lr"),
     "unknown argument": (["--wrkdir", "x"], "--workdir"),
@@ -89,6 +99,7 @@ BAD = {
     "vocabulary": (["--config.modalities.text.vocab_size=100"], "tokenizer has"),
     "optimizer rule": (["--config.optim.rules=(('nope', 1.0, 1.0), ('.*', 1.0, 1.0))"], "nope"),
     "changed config": (["--config.seed=5"], "seed"),
+    "more steps": (["--config.steps=9"], "to train longer, start a new run from it"),
     "steps to trace": (["--profile", "3:6"], "has steps 1 to 4"),
 }
 
@@ -97,7 +108,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(case, workdir, tmp_path):
     extra, told = BAD[case]
     config = [] if extra[0] == "--config" else SMOKE
-    where = workdir if case == "changed config" else tmp_path
+    where = workdir if case in ("changed config", "more steps") else tmp_path
     code, _, err = processes.run("train.py", *config, "--workdir", where, *extra)
     assert code == 2, err
     last = err.strip().splitlines()[-1]

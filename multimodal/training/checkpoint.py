@@ -169,13 +169,18 @@ class KeepBest:
         return [s >= least and s > -math.inf for s in scores]
 
 
+def steps_of(workdir) -> list[int]:
+    """Steps that a workdir has checkpoints of, ascending."""
+    found = pathlib.Path(workdir, "checkpoints").glob("[0-9]*")
+    return sorted(int(p.name) for p in found if p.name.isdigit())
+
+
 def choose_step(workdir, step="latest") -> int:
     """The step that 'latest', 'best' (by the config's eval.best) or a number means.
 
     Raises UserError if there is no such checkpoint.
     """
-    path = pathlib.Path(workdir, "checkpoints")
-    steps = sorted(int(p.name) for p in path.glob("[0-9]*") if p.name.isdigit())
+    path, steps = pathlib.Path(workdir, "checkpoints"), steps_of(workdir)
     if not steps:
         raise UserError(f"{path}: no checkpoint: train first, or mend --workdir")
     if step == "latest":

@@ -20,6 +20,7 @@ from multimodal.training.checkpoint import (
     Checkpoints,
     check_tokenizer,
     read_scores,
+    steps_of,
     tokenizer_digest,
 )
 from multimodal.training.clock import Advice, Clock, Startup
@@ -56,7 +57,8 @@ def train(config, workdir, profile="", began=None):
     steps_to_trace(profile, 1, config.steps)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir: {workdir} is a file, wanted a folder")
-    resumed = (workdir / "config.json").exists()
+    # A run that saved nothing, because its data were wrong, say, leaves nothing to go on from.
+    resumed = (workdir / "config.json").exists() and bool(steps_of(workdir))
     stored = read_config(workdir) if resumed else None
     setup.settle(config, stored)
     if resumed:
