@@ -1,7 +1,8 @@
 """Is the sentence true of the picture? (Cornell NLVR: drawn boxes, human sentences)
 
-The joint representation of image and text, by default of a hybrid two-way attention, is classified.
-Variants: `image` and `text` (one modality alone), `smoke`.
+The joint representation of image and text, by default their outer product, is classified; training
+exchanges colours in picture and sentence. Variants: `image` and `text` (one modality alone),
+`smoke`.
 """
 
 from configs import common
@@ -10,16 +11,16 @@ from configs import common
 def get_config(arg=""):
     words = common.words_of(arg, ("image", "text", "smoke"))
     c = common.base()
-    c.steps, c.batch_size, c.optim.lr.peak = 300, 64, 5e-4
+    c.steps, c.batch_size, c.optim.lr.peak = 2500, 64, 1e-3
     sizes = dict(width=96, heads=4, mlp_dim=384, pool="mean")
     c.modalities.image = common.image_tower(
-        size=(50, 200), patch=10, depth=3, class_token=False, background=(211, 211, 211), **sizes
+        size=(50, 200), patch=10, depth=1, class_token=False, background=(211, 211, 211), **sizes
     )
     c.modalities.text = common.text_tower(
-        vocab_size=512, max_length=32, depth=3, lower=True, dropout=0.2, **sizes
+        vocab_size=512, max_length=32, depth=1, lower=True, dropout=0.3, **sizes
     )
     c.tokenizer.vocab_size = 512
-    common.joint(c, stage="hybrid", operator="attention", width=96, depth=2, heads=4, mlp_dim=384)
+    common.joint(c, stage="late", operator="tensor", inner=24, width=96, heads=4, mlp_dim=384)
     c.model.classifiers.truth = common.classifier(2)
     c.objectives.classification.smoothing = 0.1
     c.data.source = "records"
