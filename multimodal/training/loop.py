@@ -88,10 +88,26 @@ def train(config, workdir, profile="", began=None):
                     state, meta = checkpoints.restore(state)
                 check_about(meta, about, workdir)
                 log.info("resumed from step %d", int(state.step))
+            if int(state.step) < config.steps and jax.process_index() == 0:
+                tell(source, state, mesh)
             run = Run(config, workdir, mesh, model, tokenizer, checkpoints, startup, goodput, about)
             return run.steps(state, make_step(config, model, goals, tx), pipeline, profile)
         finally:
             checkpoints.close()
+
+
+def tell(source, state, mesh):
+    """Say what is trained on what, before the long silence of compiling."""
+    numbers = sum(x.size for x in jax.tree.leaves(state.params))
+    kind = mesh.devices.flat[0].device_kind
+    log.info(
+        "%s: %s examples; %s parameters; %d x %s; compiling ...",
+        getattr(source, "name", type(source).__name__),
+        f"{len(source):,}",
+        f"{numbers:,}",
+        mesh.devices.size,
+        kind,
+    )
 
 
 @dataclasses.dataclass
