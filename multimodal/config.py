@@ -139,11 +139,14 @@ def _coerce(key, value, old):
             value = [v for v in value.split(",") if v]
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if type(old) is not type(value):
-        raise UserError(
-            f"--config.{key}: {value!r} is a {type(value).__name__}, wanted a "
-            f"{type(old).__name__} like {old!r}"
-        )
+        raise UserError(f"--config.{key}: {value!r} is {_a(value)}, wanted {_a(old)} like {old!r}")
     return value
+
+
+def _a(value):
+    """'an int' of 3, 'a str' of 'x'."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def _coerce_dict(key, value, old):

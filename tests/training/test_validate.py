@@ -17,7 +17,18 @@ CASES = {
     "modalities.image.act=gellu": "did you mean gelu",
     "modalities.text.pool=eos": "pool",
     "modalities.text.norm=middle": "norm",
-    "modalities.text.dropout=1.5": "share in",
+    "modalities.text.dropout=1.5": "below 1",
+    "model.fusion.attention_dropout=-0.1": "model.fusion.attention_dropout is -0.1",
+    "optim.lr=-1": "optim.lr is -1",
+    "optim.lr.peak=-1": "optim.lr.peak is -1.0: give 0 or more",
+    "optim.lr.warmup=-5": "optim.lr.warmup is -5: give 0 or more",
+    "optim.weight_decay=-1": "optim.weight_decay is -1.0: give 0 or more",
+    "optim.critic.weight_decay=-1": "optim.critic.weight_decay is -1.0",
+    "optim.clip=-1": "optim.clip is -1.0",
+    "optim.b2=1.0": "optim.b2 is 1.0: give 0 or more and below 1",
+    "modality_dropout={'schedule':'ramp','end':1.5,'steps':0.5}": "modality_dropout.end is 1.5",
+    "objectives.mlm.alpha.end=1.5": "mlm.alpha.end is 1.5: give a share from 0 to 1",
+    "eval.noise_levels=(0.0,2.0)": "noise_levels is (0.0, 2.0)",
     "model.embed_dim=64 modalities.text.proj=False": "embed_dim",
     "model.fusion.kind=none": "'match' needs model.fusion.kind",
     "model.fusion.kind=cross_atention": "did you mean cross_attention",
@@ -27,7 +38,7 @@ CASES = {
     "optim.critic.steps=-1": "0 or more",
     "init.freeze=True": "add the objective 'classification'",
     "objectives.g={'fn':'generator'}": "needs the head 'discriminator'",
-    "modalities.image.noise=2.0": "level from 0 to 1",
+    "modalities.image.noise=2.0": "a share from 0 to 1",
     "model.dtype=float8": "dtype",
     "model.temperature.init=5.0": "min <= init <= max",
     "model.temperature.kind=log": "log_scale",
@@ -58,12 +69,29 @@ def test_sizes_of_pictures_may_be_pairs():
     validate(config)
     assert (config.modalities.image.size, config.modalities.image.patch) == ((48, 96), (16, 24))
     for bad in ("(48,64,80)", "(48,'a')", "wide"):
-        with pytest.raises(UserError, match="wanted a int like 64"):
+        with pytest.raises(UserError, match="wanted an int like 64"):
             load_config("configs/emoji.py", [f"modalities.image.size={bad}"])
     config = load_config("configs/grid.py", ["modalities.video.size=(16,32)"])
     with pytest.raises(UserError, match="only images have a height and a width"):
         validate(config)
 
 
-def test_good_config():
+def test_good_config(caplog):
     validate(load_config("configs/emoji.py"))
+    assert not caplog.text
+
+
+def test_a_warmup_without_end_is_told(caplog):
+    validate(load_config("configs/emoji.py", ["steps=50", "optim.lr.peak=2e-3"]))
+    assert "optim.lr.warmup is 100 and config.steps 50" in caplog.text
+    assert "to 0.001 at the last step" in caplog.text
+
+
+def test_what_has_an_import_path_bounds_its_own_arguments():
+    fn = "tests.training.test_validate:foreign"
+    spec = {"fn": fn, "weight": 1.0, "alpha": 3.0}
+    validate(load_config("configs/emoji.py:clip", [f"objectives.mine={spec}"]))
+
+
+def foreign(net, out, batch, rng, alpha=1.0):
+    """An objective whose alpha is no share."""
