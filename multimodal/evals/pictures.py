@@ -162,7 +162,7 @@ def thumbnail(image) -> Image.Image:
 
 
 def draw_retrieval(net, data, path, count=8, top=5, batch_size=64, mesh=None, title="", seed=0):
-    """A sheet of the images that a model finds for some captions of an EvalData, chosen by chance.
+    """A sheet of the images that a model finds for some captions of an EvalData, drawn at random.
 
     Captions are spread over the languages; those whose script can be drawn here come first.
 
@@ -193,7 +193,7 @@ def draw_retrieval(net, data, path, count=8, top=5, batch_size=64, mesh=None, ti
             )
         )
     subtitle = (
-        f"Captions drawn by chance, the {top} nearest of {len(images):,} images and their cosines; "
+        f"Captions drawn at random, the {top} nearest of {len(images):,} images and their cosines; "
         "green: the right one"
     )
     return retrieval_sheet(
