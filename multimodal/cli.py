@@ -55,12 +55,8 @@ def parse_args(doc, required, argv):
     while rest:
         item = rest.pop(0)
         if not item.startswith("--config."):
-            close = difflib.get_close_matches(
-                item.split("=")[0].lstrip("-"), [*names, "config.", "data"], n=1
-            )
-            raise UserError(
-                f"unknown argument {item}" + (f" (did you mean --{close[0]}?)" if close else "")
-            )
+            near = _nearest_argument(item, [*names, "config.", "data"], args)
+            raise UserError(f"unknown argument {item}{near}")
         key = item.removeprefix("--config.")
         if "=" not in key and rest and not rest[0].startswith("--"):
             key += "=" + rest.pop(0)
@@ -70,6 +66,29 @@ def parse_args(doc, required, argv):
             raise UserError(f"--{name} is missing; usage: {doc.strip().split(': ', 1)[-1]}")
     paths.must_be_local(args.workdir, "--workdir")
     return args
+
+
+def _nearest_argument(item, names, args):
+    """' (did you mean --X?)' for the argument, or else the config's key, closest to this; or ''."""
+    word = item.split("=")[0].lstrip("-")
+    keys = {}  # by their last part; of two the one with fewer parts
+    for key in sorted(_keys(args), key=lambda k: -k.count(".")):
+        keys |= {key: f"config.{key}", key.rpartition(".")[2]: f"config.{key}"}
+    close = [keys[word]] if word in keys else difflib.get_close_matches(word, names, n=1)
+    close = close or [keys[k] for k in difflib.get_close_matches(word, keys, n=1)]
+    return f" (did you mean --{close[0]}?)" if close else ""
+
+
+def _keys(args):
+    """Keys, and parts, of the config that is trained or evaluated; none where it cannot be read."""
+    from multimodal.config import flatten, load_config, read_config
+
+    try:
+        named = getattr(args, "config", None)
+        flat = flatten(load_config(named) if named else read_config(args.workdir or "."))
+    except UserError:
+        return set()
+    return {k.rsplit(".", n)[0] for k in flat for n in range(k.count(".") + 1)}
 
 
 def run_command(main, doc, required):
@@ -82,6 +101,7 @@ def run_command(main, doc, required):
     for chatty in ("absl", "jax", "orbax", "grain", "matplotlib", "tensorflow_datasets"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    args = None
     try:
         args = parse_args(doc, required, sys.argv[1:])
         mark_flags_as_parsed()
@@ -104,10 +124,19 @@ def run_command(main, doc, required):
         sys.exit(130)
     except Exception as e:
         if isinstance(e, OSError) and e.filename is not None:  # a file that the user named
-            print(f"error: {e.strerror}: {e.filename}", file=sys.stderr)
+            where = "--workdir: " if args and _touches(args.workdir, e.filename) else ""
+            print(f"error: {where}{e.strerror}: {e.filename}", file=sys.stderr)
             leave(2)
         traceback.print_exc()
         leave(1)
+
+
+def _touches(workdir, filename):
+    """Whether a file is a workdir, in it or above it."""
+    if not workdir:
+        return False
+    both = [os.path.abspath(os.fsdecode(p)) for p in (workdir, filename)]
+    return os.path.commonpath(both) in both
 
 
 def leave(code):

@@ -77,10 +77,12 @@ def apply_overrides(config, overrides):
 
 
 def _near_file(path):
-    folder = pathlib.Path(path).parent
-    names = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
-    close = difflib.get_close_matches(pathlib.Path(path).name, names, n=1)
-    return f" (did you mean {folder / close[0]}?)" if close else ""
+    """' (did you mean X?)' for the file beside it, or in configs/, whose name is closest; or ''."""
+    given, files = pathlib.Path(path), {}
+    for folder in (pathlib.Path("configs"), given.parent):
+        files |= {p.stem: p for p in folder.glob("[!_]*.py")} if folder.is_dir() else {}
+    close = difflib.get_close_matches(given.stem, files, n=1)
+    return f" (did you mean {files[close[0]]}?)" if close else ""
 
 
 def _override(config, key, text):

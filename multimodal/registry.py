@@ -13,6 +13,16 @@ def nearest(name, known) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def check_names(where: str, names, known, who: str):
+    """Raise UserError for the first name that `who` does not take, with the nearest it does."""
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{where}.{name}: there is no such key{nearest(name, known)}; "
+                f"{who} takes {', '.join(known)}"
+            )
+
+
 def lookup(registry: dict, name: str, where: str, takes=(), kind=object):
     """The entry of that name, or the object at the import path `package.module:object`.
 

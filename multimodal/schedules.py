@@ -3,11 +3,12 @@ coefficients.
 """
 
 import dataclasses
+import inspect
 
 import jax.numpy as jnp
 
 from multimodal.errors import UserError
-from multimodal.registry import nearest
+from multimodal.registry import check_names, nearest
 
 KINDS = {}
 
@@ -36,22 +37,30 @@ class Schedule:
         return KINDS[self.name](step, self.total, **self.kwargs)
 
     @staticmethod
-    def parse(value, total: int):
-        """The Schedule that a dict with the key `schedule` describes; any other value as it is."""
+    def parse(value, total: int, where: str = "schedule"):
+        """The Schedule that a dict with the key `schedule` describes; any other value as it is.
+
+        Raises UserError that names `where` it stands for an unknown name or key, or a missing one.
+        """
         if not (hasattr(value, "keys") and "schedule" in value):
             return value
         kwargs = dict(value)
         name = kwargs.pop("schedule")
         if name not in KINDS:
             raise UserError(
-                f"unknown schedule {name!r}{nearest(name, KINDS)}; "
+                f"{where}.schedule: unknown schedule {name!r}{nearest(name, KINDS)}; "
                 f"known: {', '.join(sorted(KINDS))}"
             )
+        takes = list(inspect.signature(KINDS[name]).parameters.values())[2:]
+        check_names(where, kwargs, [p.name for p in takes], f"the schedule {name!r}")
+        missing = [p.name for p in takes if p.default is p.empty and p.name not in kwargs]
+        if missing:
+            raise UserError(f"{where}: the schedule {name!r} needs {', '.join(missing)}")
         schedule = Schedule(name, total, kwargs)
         try:
             schedule(0)
         except TypeError as e:
-            raise UserError(f"schedule {name!r}: {e}") from None
+            raise UserError(f"{where}: the schedule {name!r}: {e}") from None
         return schedule
 
 

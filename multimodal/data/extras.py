@@ -11,6 +11,5 @@ def require(module, extra, purpose):
         return importlib.import_module(module)
     except (ImportError, OSError) as e:  # OSError: the package is there, its library is not.
         raise UserError(
-            f"{purpose} needs the package {module!r} ({e!s:.80}): "
-            f"pip install 'multimodal-jax[{extra}]'"
+            f"{purpose} needs the package {module!r} ({e!s:.80}): pip install -e '.[{extra}]'"
         ) from None

@@ -27,7 +27,7 @@ def quantized(model, kind: str):
         import qwix
     except ModuleNotFoundError:
         raise UserError(
-            "config.model.quantize needs the package qwix: pip install 'multimodal-jax[quantize]'"
+            "config.model.quantize needs the package qwix: pip install -e '.[quantize]'"
         ) from None
     weights, activations, gradients = TYPES[kind]
     rule = qwix.QtRule(

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 
 from multimodal.errors import UserError
-from multimodal.registry import lookup
+from multimodal.registry import check_names, lookup
 from multimodal.schedules import Schedule, value_at
 
 OBJECTIVES: dict[str, Callable] = {}
@@ -58,20 +58,19 @@ def build(config, known_values=None) -> list[Objective]:
     """
     objectives = []
     for name, spec in config.objectives.items():
+        at, takes = f"config.objectives.{name}", ("net", "out", "batch", "rng")
+        if not hasattr(spec, "keys"):
+            raise UserError(f"{at} is {spec!r}: give a dict of its keys, such as {{'weight': 1.0}}")
         spec = dict(spec)
-        where, takes = f"config.objectives.{name}.fn", ("net", "out", "batch", "rng")
-        fn = lookup(OBJECTIVES, spec.pop("fn", name), where, takes)
+        fn = lookup(OBJECTIVES, spec.pop("fn", name), f"{at}.fn", takes)
         weight = spec.pop("weight", 1.0)
         known = list(inspect.signature(fn).parameters)[4:]
-        for key in spec:
-            if key not in known:
-                raise UserError(
-                    f"config.objectives.{name}.{key}: {fn.__name__} takes {', '.join(known)}"
-                )
+        check_names(at, spec, ["weight", "fn", *known], f"the objective {fn.__name__!r}")
         spec = {k: v for k, v in (known_values or {}).items() if k in known} | spec
         total = config.steps
-        kwargs = {k: Schedule.parse(v, total) for k, v in spec.items()}
-        objectives.append(Objective(name, fn, Schedule.parse(weight, total), kwargs))
+        kwargs = {k: Schedule.parse(v, total, f"{at}.{k}") for k, v in spec.items()}
+        weight = Schedule.parse(weight, total, f"{at}.weight")
+        objectives.append(Objective(name, fn, weight, kwargs))
     if not objectives:
         raise UserError("config.objectives is empty: name at least one objective")
     return objectives

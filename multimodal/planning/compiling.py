@@ -45,7 +45,7 @@ def require_libtpu():
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "--plan: compiling for a TPU needs the package libtpu, which is not installed here: "
-            "pip install 'multimodal-jax[tpu]'"
+            "pip install -e '.[tpu]'"
         )
 
 

@@ -5,6 +5,7 @@ import re
 
 from multimodal.config import flatten
 from multimodal.errors import UserError
+from multimodal.schedules import Schedule
 from multimodal.training.optim import learning_rate
 
 log = logging.getLogger(__name__)
@@ -69,13 +70,18 @@ def check_bounds(config):
             number = isinstance(x, int | float) and not isinstance(x, bool)
             if wanted and number and not BOUNDS[wanted][0](x):
                 raise UserError(f"config.{key} is {value}: give {wanted}")
-    _warn_of_warmup(config)
+    Schedule.parse(config.modality_dropout, config.steps, "config.modality_dropout")
+    _warn_of_warmup(config, learning_rate(config))
 
 
 def _foreign(config):
     """Prefixes of the keys of what has an import path: its arguments mean what it says."""
     named = [(f"modalities.{m}.", c.encoder) for m, c in config.modalities.items()]
-    named += [(f"objectives.{o}.", c.get("fn", o)) for o, c in config.objectives.items()]
+    named += [
+        (f"objectives.{o}.", c.get("fn", o))
+        for o, c in config.objectives.items()
+        if hasattr(c, "keys")
+    ]
     return tuple(prefix for prefix, name in named if ":" in str(name))
 
 
@@ -92,13 +98,12 @@ def _wanted(key, flat):
     return ""
 
 
-def _warn_of_warmup(config):
+def _warn_of_warmup(config, rate):
     lr, steps = config.optim.lr, config.steps
     warmup = lr.get("warmup", 0) if hasattr(lr, "keys") else 0
     if warmup >= steps:
-        reached = float(learning_rate(config)(steps - 1))
         log.warning(
             "config.optim.lr.warmup is %s and config.steps %s: the learning rate only rises, to "
             "%.3g at the last step; give a shorter warm-up",
-            *(warmup, steps, reached),
+            *(warmup, steps, float(rate(steps - 1))),
         )

@@ -136,7 +136,7 @@ def ways(config):
         found.append("set config.data.workers to 2 or more processes")
     images = {m: c for m, c in config.modalities.items() if c.transform == "image"}
     if any(c.get("decode") == "pillow" for c in images.values()):
-        install = "" if fast_image.choose("auto") == "fast" else " (pip install '.[fast]')"
+        install = "" if fast_image.choose("auto") == "fast" else " (pip install -e '.[fast]')"
         found.append(f"in a new run, decode three times as fast: decode='fast'{install}")
     for m, c in images.items():
         if c.get("augment_on") == "host" and c.augment == "random_resized_crop":

@@ -70,7 +70,9 @@ def factors(params, rules):
 
 def learning_rate(config):
     """step -> learning rate, from config.optim.lr (a number or a schedule)."""
-    schedule = Schedule.parse(config.optim.lr, config.steps)
+    schedule = Schedule.parse(config.optim.lr, config.steps, "config.optim.lr")
+    if not isinstance(schedule, Schedule | int | float):
+        raise UserError(f"config.optim.lr is {schedule!r:.80}: give a number or a schedule")
     return lambda step: value_at(schedule, step)
 
 

@@ -76,7 +76,7 @@ def make_loss(config, model, objectives):
     )
     drops = drops or config.model.fusion.dropout or config.model.fusion.attention_dropout
     original = config.mode == "albef_original"
-    gone = Schedule.parse(config.modality_dropout, config.steps)
+    gone = Schedule.parse(config.modality_dropout, config.steps, "config.modality_dropout")
 
     def loss(params, state, batch):
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)

@@ -154,7 +154,7 @@ def test_soundfile_formats(kind):
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    with pytest.raises(UserError, match=r"pip install 'multimodal-jax\[audio\]'") as e:
+    with pytest.raises(UserError, match=r"pip install -e '\.\[audio\]'") as e:
         transform()(b"OggS" + bytes(40))
     assert not isinstance(e.value, BadRecord) and "\n" not in str(e.value)
     assert transform()(wav(TONE)).any()

@@ -187,7 +187,7 @@ def test_a_run_keeps_what_it_began_with(tmp_path, monkeypatch):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(extras.importlib, "import_module", _absent)
-    with pytest.raises(UserError, match=r"decode='fast' needs .*multimodal-jax\[fast\]"):
+    with pytest.raises(UserError, match=r"decode='fast' needs .*-e '\.\[fast\]"):
         build_transform("image", dict(size=8, decode="fast"), train=True)
 
 

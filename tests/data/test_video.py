@@ -134,7 +134,7 @@ def test_cut_and_damaged_files():
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UserError, match=r"pip install 'multimodal-jax\[video\]'") as e:
+    with pytest.raises(UserError, match=r"pip install -e '\.\[video\]'") as e:
         transform()(bytes(4) + b"ftypmp42" + bytes(40))
     assert not isinstance(e.value, BadRecord)
     assert transform()(steps()).any()

@@ -59,5 +59,5 @@ def test_values_and_gradients_stay_close(batch, kind, short, overrides):
 
 def test_without_qwix_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
-    with pytest.raises(UserError, match=r"multimodal-jax\[quantize\]"):
+    with pytest.raises(UserError, match=r"-e '\.\[quantize\]"):
         model_of("int8")

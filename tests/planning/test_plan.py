@@ -96,7 +96,7 @@ def test_bad_input_is_one_line_and_exit_code_2(args, told):
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
 def test_without_libtpu_the_plan_says_how_to_get_it():
     code, _, err = processes.run("train.py", *SMOKE, "--plan", "tpu:v5e:2x2")
-    assert code == 2 and "pip install 'multimodal-jax[tpu]'" in err.strip().splitlines()[-1]
+    assert code == 2 and "pip install -e '.[tpu]'" in err.strip().splitlines()[-1]
 
 
 def test_a_compiler_that_dies_is_one_clear_line(monkeypatch):

@@ -86,8 +86,9 @@ def test_bad_override(override, told):
 
 
 def test_bad_file_and_variant():
-    with pytest.raises(UserError, match="did you mean configs/emoji.py"):
-        load_config("configs/emojis.py")
+    for near in ("configs/emojis.py", "emoji", "emoji.py"):
+        with pytest.raises(UserError, match="did you mean configs/emoji.py"):
+            load_config(near)
     with pytest.raises(UserError, match="did you mean smoke"):
         load_config(f"{EMOJI}:smoek")
 

@@ -91,8 +91,14 @@ def test_cosine(step, value):
     np.testing.assert_allclose(s(step), value, atol=1e-7)
 
 
-def test_schedules_say_what_is_wrong():
-    with pytest.raises(UserError, match="did you mean cosine"):
-        Schedule.parse({"schedule": "cosin", "peak": 1.0}, 10)
-    with pytest.raises(UserError, match="peek"):
-        Schedule.parse({"schedule": "cosine", "peek": 1.0}, 10)
+@pytest.mark.parametrize(
+    "spec, told",
+    [
+        ({"schedule": "cosin", "peak": 1.0}, r"lr\.schedule: .* \(did you mean cosine\?\)"),
+        ({"schedule": "cosine", "peek": 1.0}, r"lr\.peek: .* \(did you mean peak\?\)"),
+        ({"schedule": "cosine", "warmup": 5}, r"lr: the schedule 'cosine' needs peak"),
+    ],
+)
+def test_schedules_say_what_is_wrong_and_where(spec, told):
+    with pytest.raises(UserError, match=told):
+        Schedule.parse(spec, 10, "lr")
