@@ -11,8 +11,8 @@ def main(args):
     from multimodal.training.distributed import initialise
 
     initialise()
-    evaluate_workdir(args.workdir, args.step, args.evals, args.overrides)
-    report(args.workdir, args.step, args.overrides)
+    metrics = evaluate_workdir(args.workdir, args.step, args.evals, args.overrides)
+    report(args.workdir, args.step, args.overrides, metrics)
 
 
 if __name__ == "__main__":

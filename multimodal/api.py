@@ -15,6 +15,7 @@ import numpy as np
 
 from multimodal import paths
 from multimodal.errors import UserError, first_line
+from multimodal.evals.class_names import read_class_names
 from multimodal.evals.classification import classifiers_of, logits_of
 from multimodal.evals.embed import (
     TokenStore,
@@ -58,7 +59,8 @@ def load(workdir, step="latest", ema=False) -> "Loaded":
         )
     config.model.attention_kernel = "auto"  # that of the training's devices may not run here
     net = Net(build_model(config), teacher if ema else params)
-    return Loaded(config, net, tokenizer, step, params, teacher)
+    names = read_class_names(workdir, config)
+    return Loaded(config, net, tokenizer, step, params, teacher, class_names=names)
 
 
 def _restore(workdir, step):
@@ -98,6 +100,7 @@ class Loaded:
       config, net, tokenizer, step: of the checkpoint.
       params, ema: its parameters and the teacher's, or None.
       batch_size: inputs at a time; results do not depend on it.
+      class_names: classifier -> names of its classes, of those that the run knows them of.
     """
 
     config: object
@@ -107,6 +110,18 @@ class Loaded:
     params: dict
     ema: dict | None = None
     batch_size: int = 64
+    class_names: dict = dataclasses.field(default_factory=dict)
+
+    def __repr__(self):
+        import jax
+
+        count = sum(np.size(x) for x in jax.tree.leaves(self.params))
+        parts = [" + ".join(self.config.modalities), f"step {self.step}", f"{count:,} parameters"]
+        classifiers = self.config.model.get("classifiers", {}).items()
+        if classifiers:
+            told = ", ".join(f"{name} ({c.classes} classes)" for name, c in classifiers)
+            parts.append(f"classifiers {told}")
+        return f"Loaded({', '.join(parts)})"
 
     @functools.cached_property
     def transforms(self):
@@ -146,6 +161,7 @@ class Loaded:
         """Probabilities of the classes by each classifier that has what it needs.
 
             m.classify(image=["7.png"], audio=["seven.wav"])["digit"]
+            m.class_names["digit"]  # of its columns
 
         Args:
           modalities: a list of raw values each, all of the same length; None in a list is an

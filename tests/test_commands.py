@@ -68,6 +68,17 @@ def test_eval_repeats_what_training_measured(workdir, tmp_path):
     assert "text -> image" in out
 
 
+def test_eval_of_other_data_prints_that_alone_and_keeps_the_rest(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    kwargs = {"modalities": ("image", "text"), "examples": 16}
+    args = ("--data", "toy", f"--config.data.kwargs={kwargs}", "--config.data.eval_splits=val")
+    code, out, err = processes.run("eval.py", "--workdir", copy, "--evals", "retrieval", *args)
+    assert code == 0, err
+    assert "toy:val: 16 images" in out and "unseen_combination" not in out
+    splits = {k.split("/")[0] for k in json.loads((copy / "eval" / "4.json").read_text())}
+    assert splits == {"toy:val", "unseen_combination", "unseen_glyph"}
+
+
 def test_training_again_changes_nothing(workdir):
     before = (workdir / "metrics.jsonl").read_bytes()
     code, _, err = processes.run("train.py", *SMOKE, "--workdir", workdir)

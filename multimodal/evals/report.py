@@ -2,16 +2,19 @@
 
 import pathlib
 
+from multimodal.evals.class_names import write_class_names
 from multimodal.evals.grids import by_first, sections
 from multimodal.evals.run import overridden
 from multimodal.evals.table import table
 from multimodal.nn.model import Net
 
 
-def report(workdir, step="latest", overrides=()):
-    """Print the tables of eval/STEP.json and draw pictures/: robustness, retrieval sheets and loss
-    curves.
+def report(workdir, step="latest", overrides=(), metrics=None):
+    """Print tables of metrics and draw pictures/: robustness, retrieval sheets and loss curves;
+    write classes.json.
 
+    Args:
+      metrics: what to print; None: all that eval/STEP.json has.
     Returns: paths of the pictures. Raises UserError where there is no checkpoint.
     """
     import jax
@@ -24,7 +27,8 @@ def report(workdir, step="latest", overrides=()):
         return []
     workdir = pathlib.Path(workdir)
     loaded = load(workdir, step)
-    metrics, paths = read_scores(workdir, loaded.step), []
+    write_class_names(workdir, loaded.config)
+    metrics, paths = read_scores(workdir, loaded.step) if metrics is None else metrics, []
     if metrics:
         print(f"\n{table(metrics)}\n")
         paths += robustness_pictures(metrics, workdir / "pictures", loaded.step)

@@ -1,5 +1,6 @@
 """Checkpoints: Orbax, atomic and asynchronous, behind one small class."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -226,7 +227,7 @@ def restore_params(workdir, step="latest", host=False):
     path = pathlib.Path(workdir, "checkpoints", str(step), "state").absolute()
     alone = _alone()
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+    with _no_word_of_metadata(), ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         try:
             found = reader.metadata(path).item_metadata
             if found is None:
@@ -251,6 +252,18 @@ def restore_params(workdir, step="latest", host=False):
             ) from e
     check_tokenizer(workdir, meta)
     return step, found["params"], found.get("ema")
+
+
+@contextlib.contextmanager
+def _no_word_of_metadata():
+    """Orbax warns that one item, read alone, lacks a file that only the whole checkpoint has."""
+    other = lambda record: "_CHECKPOINT_METADATA" not in record.getMessage()  # noqa: E731
+    logger = logging.getLogger("absl")
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _alone():

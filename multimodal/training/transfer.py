@@ -51,7 +51,8 @@ def _wanted(url):
     steps = [one[2]] if one else paths.names(paths.join(url, "checkpoints"))
     steps = sorted((s for s in steps if s.isdigit()), key=int)
     if steps:
-        return base, [*there(base, ("config.json", "tokenizer.json")), f"checkpoints/{steps[-1]}"]
+        beside = there(base, ("config.json", "tokenizer.json", "classes.json"))
+        return base, [*beside, f"checkpoints/{steps[-1]}"]
     base, name = url.rpartition("/")[::2] if paths.is_file(url) else (url, "")
     weights = [name] if name else there(base, NAMES)[:1]
     if not weights:

@@ -4,6 +4,7 @@ import operator
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -137,3 +138,8 @@ def test_importing_the_package_is_cheap():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         operator.attrgetter("nothing")(multimodal)
+
+
+def test_what_is_loaded_tells_itself_on_a_line(loaded):
+    count = sum(x.size for x in jax.tree.leaves(loaded.params))
+    assert repr(loaded) == f"Loaded(image + text, step 7, {count:,} parameters)"

@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, which one is chosen, what is told when one is missing or damaged."""
 
+import logging
 import shutil
 
 import jax
@@ -82,3 +83,10 @@ def test_damaged_checkpoint(workdir):
     (workdir / "checkpoints" / "6" / "state" / "manifest.ocdbt").write_bytes(b"")
     with pytest.raises(UserError, match="cannot restore"):
         restore_params(workdir)
+
+
+def test_reading_parameters_says_nothing_and_leaves_the_logging_alone(workdir, caplog):
+    before = list(logging.getLogger("absl").filters)
+    restore_params(workdir)
+    assert not caplog.text
+    assert logging.getLogger("absl").filters == before

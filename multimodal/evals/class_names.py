@@ -1,0 +1,43 @@
+"""What the classes of a run are called: classes.json in its folder, {label's key: names}."""
+
+import json
+import pathlib
+
+from multimodal.errors import UserError
+
+
+def write_class_names(workdir, config):
+    """Write classes.json, once, as the run's training data tells; nothing where it does not."""
+    from multimodal.training.setup import get_source
+
+    path = pathlib.Path(workdir, "classes.json")
+    wanted = {c.target for c in config.model.get("classifiers", {}).values()}
+    if not wanted or path.exists():
+        return
+    try:
+        source = get_source(config, config.data.train_split)
+    except (UserError, OSError, ImportError):  # the data is no longer here
+        return
+    known = {"label": getattr(source, "label_names", None)} | (
+        getattr(source, "targets", None) or {}
+    )
+    names = {k: [str(n) for n in v] for k, v in known.items() if v and k in wanted}
+    if names:
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(names, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def read_class_names(workdir, config) -> dict[str, list[str]]:
+    """{classifier: names of its classes}; without those that the folder has no fitting names of."""
+    try:
+        text = pathlib.Path(workdir, "classes.json").read_text(encoding="utf-8")
+        known = dict(json.loads(text))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+    found = {}
+    for name, c in config.model.get("classifiers", {}).items():
+        names = known.get(c.get("target", "label"))
+        if isinstance(names, list) and len(names) == c.classes:
+            found[name] = [str(n) for n in names]
+    return found
