@@ -1,6 +1,6 @@
-"""A plan as a table for people."""
+"""A plan as a table for people: three digits that count, and one unit a column."""
 
-GIB = 2**30
+import math
 
 
 def render(plan: dict) -> str:
@@ -10,9 +10,9 @@ def render(plan: dict) -> str:
 
 
 def _head(plan):
-    mesh = plan["mesh"]
+    mesh, n = plan["mesh"], plan["devices"]
     yield (
-        f"{plan['target']}: {plan['devices']:,} devices, mesh data {mesh['data']} x fsdp "
+        f"{plan['target']}: {n:,} device{'s' if n != 1 else ''}, mesh data {mesh['data']} x fsdp "
         f"{mesh['fsdp']}, global batch {plan['batch_size']:,}, micro-batches "
         f"{plan['micro_batches']}"
     )
@@ -24,12 +24,13 @@ def _head(plan):
 
 def _memory(plan):
     yield "memory a device"
-    for kind, size in plan["memory"]["kinds"].items():
-        if size:
-            yield _row(kind, _bytes(size))
     sizes = plan["memory"]
-    total = _bytes(sizes["total"]) if sizes["total"] else "more than there is"
-    yield _row("total", f"{total} of {_bytes(sizes['limit'])}")
+    whole = sizes["total"] or sizes["limit"]
+    for kind, size in sizes["kinds"].items():
+        if size:
+            yield _row(kind, _bytes(size, whole))
+    total = _bytes(sizes["total"], whole) if sizes["total"] else "more than there is"
+    yield _row("total", f"{total} of {_bytes(sizes['limit'], whole)}")
 
 
 def _advice(plan):
@@ -38,7 +39,8 @@ def _advice(plan):
     found = plan.get("advice")
     if found:
         how = "compiled" if found["checked"] else "by formula"
-        yield f"to make it fit       {found['flags']} ({how}: {_bytes(found['total'])})"
+        total = _bytes(found["total"], found["total"])
+        yield f"to make it fit       {found['flags']} ({how}: {total})"
     else:
         yield (
             "to make it fit       no remat, micro_batches or mesh.fsdp found that does: take more "
@@ -50,38 +52,44 @@ def _work(plan):
     work = plan["flops"]
     yield "work"
     yield _row(
-        "model FLOPs a step", f"{work['step']:.4g} ({work['sample'] / 1e9:,.4g} GFLOP a sample)"
+        "model FLOPs a step", f"{work['step']:.4g} ({_digits(work['sample'] / 1e9)} GFLOP a sample)"
     )
     if "bytes" in plan:
-        yield _row("HBM traffic a device", _bytes(plan["bytes"]["hbm"]))
-        yield _row("sent by a device", _bytes(plan["bytes"]["network"]))
+        hbm = plan["bytes"]["hbm"]
+        yield _row("HBM traffic a device", _bytes(hbm, hbm))
+        yield _row("sent by a device", _bytes(plan["bytes"]["network"], hbm))
 
 
 def _time(plan):
     time, bound = plan["time"], plan["time"]["bound"]
+    whole = time["step"] or bound
     yield "time"
     if time["step"]:
+        parts = {k: _seconds(time[k], whole) for k in ("step", "operations", "exchange")}
         yield _row(
             "step, predicted",
-            f"{_ms(time['step'])} = operations {_ms(time['operations'])} + exchange "
-            f"{_ms(time['exchange'])}; MFU {plan['mfu']:.1%}",
+            f"{parts['step']} = operations {parts['operations']} + exchange {parts['exchange']}; "
+            f"MFU {_digits(100 * plan['mfu'])}%",
         )
         if plan.get("open_loops"):
             yield _row("", f"{plan['open_loops']} loops whose turns the data decide count once")
     else:
         yield _row("step, predicted", f"not known: {plan['why_no_time']}")
     if bound:
-        each = ", ".join(f"{k} {_ms(t)}" for k, t in time["roofline"].items() if t is not None)
-        yield _row("step, roofline", f"{_ms(bound)} ({each}); MFU at most {plan['mfu_bound']:.1%}")
+        parts = {k: t for k, t in time["roofline"].items() if t is not None}
+        each = ", ".join(f"{k} {_seconds(t, whole)}" for k, t in parts.items())
+        most = f"MFU at most {_digits(100 * plan['mfu_bound'])}%"
+        yield _row("step, roofline", f"{_seconds(bound, whole)} ({each}); {most}")
         yield _row("roofline binds by", plan["binds"])
     key = "" if time["step"] else "_bound"
     most = "" if time["step"] else "at most "
     if plan[f"samples_per_s{key}"]:
-        yield _row("samples/s", f"{most}{plan[f'samples_per_s{key}']:,.0f}")
+        yield _row("samples/s", f"{most}{_digits(plan[f'samples_per_s{key}'])}")
     hours = plan[f"hours_per_epoch{key}"]
     if hours:
         least = "" if time["step"] else "at least "
-        yield _row("hours an epoch", f"{least}{hours:,.2f} ({plan['examples']:,} examples)")
+        unit, span = ("hours", hours) if hours >= 0.1 else ("seconds", hours * 3600)
+        yield _row(f"{unit} an epoch", f"{least}{_digits(span)} ({plan['examples']:,} examples)")
     elif bound:
         yield _row("hours an epoch", "give --plan_examples, the data is not here")
 
@@ -93,7 +101,7 @@ def _resources(plan):
     shares = {**plan["by_resource"], "exchange": plan["time"]["exchange"]}
     yield "what the time goes to"
     for key, seconds in shares.items():
-        yield _row(key, f"{_ms(seconds)} ({seconds / whole:.1%})")
+        yield _row(key, f"{_seconds(seconds, whole)} ({seconds / whole:.1%})")
 
 
 def _operations(plan):
@@ -102,18 +110,31 @@ def _operations(plan):
     whole = plan["time"]["step"]
     yield "longest operations"
     for o in plan["operations"]:
-        yield f"  {_ms(o['seconds']):>10} {o['seconds'] / whole:6.1%}  {o['binds']:<22} {o['name']}"
-    for c in plan.get("collectives", ())[:6]:
-        yield f"  {_bytes(c['bytes']):>10} sent by {c['count']} x {c['kind']} over {c['group']}"
+        took, share = _seconds(o["seconds"], whole), o["seconds"] / whole
+        yield f"  {took:>12} {share:6.1%}  {o['binds']:<22} {o['name']}"
+    sent = plan.get("collectives", ())[:6]
+    most = max((c["bytes"] for c in sent), default=0)
+    for c in sent:
+        size = _bytes(c["bytes"], most)
+        yield f"  {size:>12} sent by {c['count']} x {c['kind']} over {c['group']}"
 
 
 def _row(name, value):
     return f"  {name:<29} {value}"
 
 
-def _ms(seconds):
-    return f"{seconds * 1e3:,.1f} ms" if seconds < 100 else f"{seconds:,.0f} s"
+def _digits(x):
+    """A number with three digits that count, or all before the point."""
+    places = 2 - math.floor(math.log10(abs(x))) if x else 0
+    return f"{x:,.{max(0, places)}f}"
 
 
-def _bytes(size):
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:.2f} MiB"
+def _seconds(seconds, whole):
+    """A time in the unit of the whole that it is part of."""
+    return f"{_digits(seconds)} s" if whole >= 100 else f"{_digits(seconds * 1e3)} ms"
+
+
+def _bytes(size, whole):
+    """A size in the unit of the whole that it is part of."""
+    power, unit = (30, "GiB") if whole >= 2**30 else (20, "MiB")
+    return f"{_digits(size / 2**power)} {unit}"

@@ -55,7 +55,8 @@ def mesh_shape(n, slices=1, data=-1, fsdp=1, tensor=1, replica=0) -> tuple[int, 
     if min(data, fsdp, tensor, replica) < 1 or data * rest != n:
         raise UserError(
             f"config.mesh: replica x data x fsdp x tensor = {replica} x {data} x {fsdp} x {tensor} "
-            f"does not make {n} devices; set mesh.fsdp to a divisor of {n} and mesh.data to -1"
+            f"does not make {n} device{'s' if n != 1 else ''}; set mesh.fsdp to a divisor of {n} "
+            "and mesh.data to -1"
         )
     return replica, data, fsdp, tensor
 

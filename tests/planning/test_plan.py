@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -56,6 +57,15 @@ def test_formula_plan_of_gpus():
     assert plan["hours_per_epoch_bound"] > 0
     text = render(plan)
     assert "by formula" in text and "not known" in text and "at most" in text
+
+
+def test_a_plan_has_digits_that_count_and_one_unit_a_column():
+    plan = make_plan(config("data.source=nowhere"), "gpu:h100:1x4", examples=1000)
+    text = render(plan)
+    assert ": 4 devices, " in text and " 0.0 ms" not in text and "GiB" not in text
+    for hours, told in ((0.01, "seconds an epoch .* 36.0 "), (12.345, "hours an epoch .* 12.3 ")):
+        plan["devices"], plan["hours_per_epoch_bound"] = 1, hours
+        assert ": 1 device, " in render(plan) and re.search(told, render(plan))
 
 
 def test_advice_fits_by_the_formula_that_it_is_given_by():
