@@ -101,7 +101,7 @@ def _wanted(key, flat):
 def _warn_of_warmup(config, rate):
     lr, steps = config.optim.lr, config.steps
     warmup = lr.get("warmup", 0) if hasattr(lr, "keys") else 0
-    if warmup >= steps:
+    if warmup >= steps >= 10:  # fewer, as of the smoke variants, are a trial of the machinery
         log.warning(
             "config.optim.lr.warmup is %s and config.steps %s: the learning rate only rises, to "
             "%.3g at the last step; give a shorter warm-up",

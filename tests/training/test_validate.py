@@ -85,6 +85,9 @@ def test_a_warmup_without_end_is_told(caplog):
     validate(load_config("configs/emoji.py", ["steps=50", "optim.lr.peak=2e-3"]))
     assert "optim.lr.warmup is 100 and config.steps 50" in caplog.text
     assert "to 0.001 at the last step" in caplog.text
+    caplog.clear()
+    validate(load_config("configs/emoji.py:smoke"))
+    assert not caplog.text
 
 
 def test_what_has_an_import_path_bounds_its_own_arguments():
