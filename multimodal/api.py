@@ -14,8 +14,8 @@ import pathlib
 import numpy as np
 
 from multimodal import paths
+from multimodal.data.class_names import read_class_names
 from multimodal.errors import UserError, first_line
-from multimodal.evals.class_names import read_class_names
 from multimodal.evals.classification import classifiers_of, logits_of
 from multimodal.evals.embed import (
     TokenStore,

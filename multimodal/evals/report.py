@@ -2,7 +2,6 @@
 
 import pathlib
 
-from multimodal.evals.class_names import write_class_names
 from multimodal.evals.grids import by_first, sections
 from multimodal.evals.run import overridden
 from multimodal.evals.table import table
@@ -10,8 +9,7 @@ from multimodal.nn.model import Net
 
 
 def report(workdir, step="latest", overrides=(), metrics=None):
-    """Print tables of metrics and draw pictures/: robustness, retrieval sheets and loss curves;
-    write classes.json.
+    """Print tables of metrics and draw pictures/: robustness, retrieval sheets and loss curves.
 
     Args:
       metrics: what to print; None: all that eval/STEP.json has.
@@ -27,7 +25,6 @@ def report(workdir, step="latest", overrides=(), metrics=None):
         return []
     workdir = pathlib.Path(workdir)
     loaded = load(workdir, step)
-    write_class_names(workdir, loaded.config)
     metrics, paths = read_scores(workdir, loaded.step) if metrics is None else metrics, []
     if metrics:
         print(f"\n{table(metrics)}\n")

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from multimodal.chips import chip_of
 from multimodal.config import check_same, read_config, save_config
+from multimodal.data.class_names import write_class_names
 from multimodal.data.tokenizer import Tokenizer
 from multimodal.errors import Preempted, UserError
 from multimodal.nn.model import Model
@@ -81,6 +82,7 @@ def train(config, workdir, profile="", began=None):
             if jax.process_index() == 0 and not resumed:
                 if tokenizer is not None:
                     tokenizer.save(workdir / "tokenizer.json")
+                write_class_names(workdir, config, source)
                 save_config(config, workdir)  # last: it says that the folder is complete
             about = about_run(config, workdir, source)
             if done:

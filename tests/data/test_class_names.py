@@ -4,7 +4,8 @@ import json
 
 from configs import common
 from multimodal.config import load_config
-from multimodal.evals.class_names import read_class_names, write_class_names
+from multimodal.data.class_names import read_class_names, write_class_names
+from multimodal.training.setup import get_source
 
 CLASSIFIERS = {
     "shape": common.classifier(8),
@@ -21,17 +22,16 @@ def config():
 
 
 def test_names_come_from_the_training_data(tmp_path):
-    write_class_names(tmp_path, config())
+    c = config()
+    write_class_names(tmp_path, c, get_source(c, c.data.train_split))
     names = json.loads((tmp_path / "classes.json").read_text())
     assert list(names) == ["label"] and len(names["label"]) == 8
     assert read_class_names(tmp_path, config()) == {"shape": names["label"]}
 
 
-def test_without_the_data_there_are_none(tmp_path):
-    c = config()
-    c.data.source = "nowhere"
-    write_class_names(tmp_path, c)
-    assert not list(tmp_path.iterdir()) and read_class_names(tmp_path, c) == {}
+def test_without_names_there_is_no_file(tmp_path):
+    write_class_names(tmp_path, config(), [])
+    assert not list(tmp_path.iterdir()) and read_class_names(tmp_path, config()) == {}
 
 
 def test_a_damaged_file_has_none(tmp_path):

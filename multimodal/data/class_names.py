@@ -3,26 +3,15 @@
 import json
 import pathlib
 
-from multimodal.errors import UserError
 
-
-def write_class_names(workdir, config):
-    """Write classes.json, once, as the run's training data tells; nothing where it does not."""
-    from multimodal.training.setup import get_source
-
-    path = pathlib.Path(workdir, "classes.json")
+def write_class_names(workdir, config, source):
+    """Write classes.json, as the run's training data tells; nothing where it does not."""
     wanted = {c.target for c in config.model.get("classifiers", {}).values()}
-    if not wanted or path.exists():
-        return
-    try:
-        source = get_source(config, config.data.train_split)
-    except (UserError, OSError, ImportError):  # the data is no longer here
-        return
-    known = {"label": getattr(source, "label_names", None)} | (
-        getattr(source, "targets", None) or {}
-    )
+    known = {"label": source.label_names} if getattr(source, "label_names", None) else {}
+    known |= getattr(source, "targets", None) or {}
     names = {k: [str(n) for n in v] for k, v in known.items() if v and k in wanted}
     if names:
+        path = pathlib.Path(workdir, "classes.json")
         part = path.with_suffix(".part")
         part.write_text(json.dumps(names, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
