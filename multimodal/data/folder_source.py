@@ -3,7 +3,7 @@
 import os
 
 from multimodal import paths
-from multimodal.data import jsonl_rows
+from multimodal.data import jsonl_rows, splits
 from multimodal.data.sources import read_label_names
 from multimodal.errors import UserError
 
@@ -11,9 +11,11 @@ from multimodal.errors import UserError
 class JsonlFolderSource:
     """Rows `{"id", "image": path inside the folder, "captions": [...], "label"?, "split"?}`.
 
-    Arguments: `jsonl` (file), `folder` (default: where the JSONL file lies), names of the fields,
-    `split_field` ('' takes all rows), `label_names` (list or file) and `template`, which makes the
-    text of a row that has a label but no captions. Rows with the same id are positives of each
+    Arguments: `jsonl` (file), `folder` (default: where the JSONL file lies; in both `{split}` is
+    filled in), names of the fields, `split_field` (default: 'split' where the rows have it and the
+    file's name has no `{split}`; '' takes all rows for every split), `label_names` (list or file)
+    and `template`, which makes the text of a row that has a label but no captions. Where nothing
+    tells the splits apart there is 'train' alone. Rows with the same id are positives of each
     other. Raises UserError with file and line for a bad row, a missing image and a path that
     leaves the folder.
     """
@@ -27,16 +29,19 @@ class JsonlFolderSource:
         text_field="captions",
         id_field="id",
         label_field="label",
-        split_field="",
+        split_field=None,
         label_names=None,
         template="a photo of a {}",
     ):
+        jsonl, told = splits.fill(jsonl, split)
+        folder, _ = splits.fill(folder, split)
         self.name = f"{os.path.basename(jsonl)}:{split}"
         self.label_names = read_label_names(label_names)
         self._folder = paths.real(folder or paths.folder_of(jsonl))
         self._fields = (image_field, text_field, id_field, label_field)
         self._template, self._listed = template, {}
-        self._rows = self._read(jsonl, split, split_field)
+        field = "" if told and split_field is None else split_field
+        self._rows = self._read(jsonl, split, field)
         self._listed = {}
 
     def __len__(self):
@@ -49,9 +54,8 @@ class JsonlFolderSource:
 
     def _read(self, path, split, split_field):
         rows, numbers = [], {}
-        for line, row in jsonl_rows.read_jsonl(path):
-            if split_field and jsonl_rows.string_field(path, line, row, split_field) != split:
-                continue
+        every = jsonl_rows.read_jsonl(path)
+        for line, row in jsonl_rows.of_split(path, every, split, split_field):
             image, texts, key, label = self._row(path, line, row)
             rows.append((numbers.setdefault(key, len(numbers)), image, texts, label))
         return rows

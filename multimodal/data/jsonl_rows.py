@@ -3,6 +3,7 @@
 import json
 
 from multimodal import paths
+from multimodal.data import splits
 from multimodal.errors import UserError
 
 
@@ -50,6 +51,26 @@ def string_field(path, number, row, field):
     if not isinstance(value, str) or not value:
         raise fault(path, number, f"field {field!r} must be a non-empty string, not {value!r:.60}")
     return value
+
+
+def of_split(path, rows, split, field=None):
+    """Those of the rows that belong to a split.
+
+    Args:
+      field: tells the splits apart; '': nothing does, and every split is all rows; None: 'split'
+        where a row has it, and otherwise there is 'train' alone.
+    Raises: UserError for a row without the field, and for a split that has no rows.
+    """
+    if field is None:
+        field = "split" if any("split" in row for _, row in rows) else ""
+        if not field:
+            how = "put {split} into the file's name, give the rows a field 'split' (or name one "
+            how += "with split_field), or set split_field='' to take all rows for every split"
+            splits.check_alone(path, split, how)
+    if not field:
+        return rows
+    values = [string_field(path, line, row, field) for line, row in rows]
+    return [rows[i] for i in splits.choose(values, split, path)]
 
 
 def captions(path, number, row, field, required=True):

@@ -64,6 +64,7 @@ from multimodal.data.row_labels import Labels
 from multimodal.data.row_template import Template, check_fields, get_field, word
 from multimodal.data.row_values import build_reader, find_files
 from multimodal.data.sources import is_label
+from multimodal.data.splits import ALONE
 from multimodal.errors import UserError
 from multimodal.registry import nearest
 
@@ -235,10 +236,11 @@ def _conditions(name, split, rows, where, splits):
         raise UserError(
             f"{name}: no split {split!r}{nearest(split, splits)}; there are {', '.join(splits)}"
         )
-    if not (where or splits or "{split}" in str(rows)):
+    told = splits or "{split}" in str(rows) or "{split}" in str(where)
+    if not told and not (where and split == ALONE):
         raise UserError(
             f"{name}: nothing tells the splits apart: put {{split}} into `rows`, or give "
-            "where=dict(split='{split}') or `splits`"
+            "where=dict(split='{split}') or `splits` (all rows: splits=dict(train={}))"
         )
     found = collections.defaultdict(list)
     for field, wanted in [*(where or {}).items(), *((splits or {}).get(split) or {}).items()]:

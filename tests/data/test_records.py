@@ -192,6 +192,7 @@ def test_splits_and_conditions(root):
     (dict(rows="{id}.jsonl"), "only {split}"),
     (dict(root="nowhere"), "no file rows.jsonl in"),
     (dict(where=None), "nothing tells the splits apart"),
+    (dict(split="val", where=dict(kind="dog")), "nothing tells the splits apart"),
     (dict(where=dict(spilt="train")), "did you mean split"),
     (dict(where=dict(kind="horse")), "none of 4 rows has kind in .'horse'.; there are kind: cat"),
     (dict(splits=dict(trian={})), "no split 'train' .did you mean trian"),
