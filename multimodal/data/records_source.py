@@ -1,4 +1,4 @@
-"""Any data set whose rows are lines of JSONL and whose media lie in tar shards, files or arrays.
+"""Any data set whose rows are lines of JSONL or CSV, with media in tar shards, files or arrays.
 
 Adding a data set is a config: `modalities` says where the value of each is found.
 
@@ -60,6 +60,7 @@ import os
 
 from multimodal import paths
 from multimodal.data import jsonl_rows
+from multimodal.data.row_files import read_rows
 from multimodal.data.row_labels import Labels
 from multimodal.data.row_template import Template, check_fields, get_field, word
 from multimodal.data.row_values import build_reader, find_files
@@ -72,11 +73,12 @@ log = logging.getLogger(__name__)
 
 
 class RecordsSource:
-    """Rows of JSONL files with media beside them; see the examples above.
+    """Rows of JSONL or CSV files with media beside them; see the examples above.
 
     Args:
       root: folder, or URL of one, that holds all files; nothing outside it is read.
-      rows: JSONL file, pattern or list of them, under root; `{split}` is filled in.
+      rows: file of rows (JSONL; .csv or .tsv with a header, see row_files.py), pattern or list of
+        them, under root; `{split}` is filled in.
       modalities: modality -> where its value is found.
       where: field -> value, or several values, that rows of any split have.
       splits: split -> conditions like `where`; splits that are not named do not exist.
@@ -212,7 +214,7 @@ def _read(root, patterns, split, name):
     if None in patterns:
         raise UserError(f"{name}: rows: only {{split}} may stand in braces")
     files = find_files(root, patterns, f"{name}: rows")
-    return [((path, line), row) for path in files for line, row in jsonl_rows.read_jsonl(path)]
+    return [((path, line), row) for path in files for line, row in read_rows(path)]
 
 
 def _expand(table, expand, name):

@@ -6,6 +6,7 @@ import os
 
 from multimodal import paths
 from multimodal.data import jsonl_rows, splits
+from multimodal.data.row_files import read_rows
 from multimodal.data.sources import read_label_names, strings
 from multimodal.data.tar_index import Shards
 from multimodal.errors import BadRecord, UserError, first_line
@@ -62,7 +63,7 @@ class JsonlTarSource(_ShardSource):
         folder="",
         jsonl="",
         shards="",
-        text_field="captions",
+        text_field="",
         id_field="id",
         label_field="label",
         split_field=None,
@@ -85,8 +86,7 @@ class JsonlTarSource(_ShardSource):
     def _read(self, path, split, split_field):
         text_field, id_field, label_field, template = self._fields
         rows = []
-        every = jsonl_rows.read_jsonl(path)
-        for line, row in jsonl_rows.of_split(path, every, split, split_field):
+        for line, row in jsonl_rows.of_split(path, read_rows(path), split, split_field):
             key = jsonl_rows.string_field(path, line, row, id_field)
             label = jsonl_rows.label(path, line, row, label_field, self.label_names)
             texts = jsonl_rows.captions(path, line, row, text_field, required=label is None)

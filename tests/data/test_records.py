@@ -213,6 +213,7 @@ def test_splits_and_conditions(root):
     (dict(labels=dict(target="kind")), "must be 'label' or 'label_...'"),
     (dict(labels=dict(label="knid")), "did you mean kind"),
     (dict(labels=dict(label="tags")), "set multi=True"),
+    (dict(labels=dict(label=dict(field="kind", names=["Dog"]))), "no row's 'kind' is among"),
     (dict(labels=dict(label=dict(field="kind", name=["a"]))), "did you mean names"),
     (dict(labels=dict(label=dict(field="kind", names=["a", "a"]))), "twice"),
     (dict(labels=dict(label=dict(field="kind", names="none.txt"))), "cannot read"),
