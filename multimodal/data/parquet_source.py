@@ -210,13 +210,15 @@ class HuggingFaceSource(_Table):
             found = datasets.load_from_disk(os.path.expanduser(path))
         except Exception as e:  # many, not documented
             raise UserError(f"{path}: cannot load it: {first_line(e)}") from None
-        if isinstance(found, datasets.DatasetDict):
+        own = "" if isinstance(found, dict) else str(found.split or "")
+        if own.isidentifier() and split_field is None and not told:
+            found = {own: found}  # one split of a set, saved alone
+        if isinstance(found, dict):
             if split not in found:
                 raise UserError(
                     f"{path}: no split {split!r}{nearest(split, found)}; it has {', '.join(found)}"
                 )
             found, told = found[split], True
-        told = told or str(found.split) == split
         field = _split_field(split_field, told, found.column_names, split, path)
         if field:
             found = found.select(splits.choose(found[field], split, path))

@@ -381,6 +381,11 @@ def test_hugging_face(tmp_path):
     assert len(HuggingFaceSource("train", str(tmp_path / "one"), COLUMNS)) == 5
     with pytest.raises(UserError, match="nothing tells the splits apart"):
         HuggingFaceSource("val", str(tmp_path / "one"), COLUMNS)
+    named = datasets.Dataset.from_dict({"t": ["a"]}, split="val")
+    named.save_to_disk(str(tmp_path / "named"))
+    assert len(HuggingFaceSource("val", str(tmp_path / "named"), {"text": "t"})) == 1
+    with pytest.raises(UserError, match="no split .train.; it has val"):
+        HuggingFaceSource("train", str(tmp_path / "named"), {"text": "t"})
     made.add_column("split", ["val", *["train"] * 4]).save_to_disk(str(tmp_path / "told"))
     assert len(HuggingFaceSource("val", str(tmp_path / "told"), COLUMNS)) == 1
     assert len(HuggingFaceSource("one", str(tmp_path / "{split}"), COLUMNS)) == 5
