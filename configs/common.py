@@ -25,7 +25,7 @@ def base():
 
     _model(c)
     # name -> {fn: a name in objectives/ (default: the name), weight, its keywords}; numbers may be
-    # schedules.
+    # schedules. Of a config with two modalities `a` and `b` need not be named.
     c.objectives = ConfigDict()
 
     # Share of each modality that is missing from training examples (a number or a schedule); one

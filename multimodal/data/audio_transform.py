@@ -3,7 +3,7 @@
 import numpy as np
 
 from multimodal.data.audio_codec import MAX_SECONDS, decode_audio
-from multimodal.data.transforms import choice
+from multimodal.data.transforms import choice, refuse_text
 from multimodal.errors import UserError
 
 AUGMENTS = ("none", "shift", "speed")
@@ -39,6 +39,7 @@ class AudioTransform:
 
     def decode(self, value):
         """The part without randomness: samples, of the final length where nothing is shifted."""
+        refuse_text("audio", "a sound", value)
         seconds = None if self.shift else self.seconds
         wave = decode_audio(value, self.sample_rate, self.max_seconds, seconds)
         return wave if self.shift else self._place(wave, 0)

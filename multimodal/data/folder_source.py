@@ -1,21 +1,25 @@
-"""A JSONL file beside a folder of images."""
+"""A file of rows (JSONL, CSV) beside a folder of images."""
 
 import os
 
 from multimodal import paths
-from multimodal.data import jsonl_rows
+from multimodal.data import jsonl_rows, splits
+from multimodal.data.row_files import read_rows
 from multimodal.data.sources import read_label_names
 from multimodal.errors import UserError
 
 
 class JsonlFolderSource:
-    """Rows `{"id", "image": path inside the folder, "captions": [...], "label"?, "split"?}`.
+    """Rows `{"id", "image": path inside the folder, "caption", "label"?, "split"?}`.
 
-    Arguments: `jsonl` (file), `folder` (default: where the JSONL file lies), names of the fields,
-    `split_field` ('' takes all rows), `label_names` (list or file) and `template`, which makes the
-    text of a row that has a label but no captions. Rows with the same id are positives of each
-    other. Raises UserError with file and line for a bad row, a missing image and a path that
-    leaves the folder.
+    Arguments: `jsonl` (file; or .csv, .tsv with a header) and `folder` (default: where `jsonl`
+    lies; `jsonl` itself is also found inside it; in both `{split}` is filled in), names of the
+    fields (`text_field`: by default a list in 'captions', or a text or list in 'caption'),
+    `split_field` (default: 'split' where the rows have it and the file's name has no `{split}`; ''
+    takes all rows for every split), `label_names` (list or file) and `template`, which makes the
+    text of a row that has a label but no captions. Where nothing tells the splits apart there is
+    'train' alone. Rows with the same id are positives of each other. Raises UserError with file and
+    line for a bad row, a missing image and a path that leaves the folder.
     """
 
     def __init__(
@@ -24,19 +28,23 @@ class JsonlFolderSource:
         jsonl,
         folder="",
         image_field="image",
-        text_field="captions",
+        text_field="",
         id_field="id",
         label_field="label",
-        split_field="",
+        split_field=None,
         label_names=None,
         template="a photo of a {}",
     ):
+        jsonl, told = splits.fill(jsonl, split)
+        folder, _ = splits.fill(folder, split)
         self.name = f"{os.path.basename(jsonl)}:{split}"
         self.label_names = read_label_names(label_names)
+        jsonl = _find(jsonl, folder)
         self._folder = paths.real(folder or paths.folder_of(jsonl))
         self._fields = (image_field, text_field, id_field, label_field)
         self._template, self._listed = template, {}
-        self._rows = self._read(jsonl, split, split_field)
+        field = "" if told and split_field is None else split_field
+        self._rows = self._read(jsonl, split, field)
         self._listed = {}
 
     def __len__(self):
@@ -49,9 +57,7 @@ class JsonlFolderSource:
 
     def _read(self, path, split, split_field):
         rows, numbers = [], {}
-        for line, row in jsonl_rows.read_jsonl(path):
-            if split_field and jsonl_rows.string_field(path, line, row, split_field) != split:
-                continue
+        for line, row in jsonl_rows.of_split(path, read_rows(path), split, split_field):
             image, texts, key, label = self._row(path, line, row)
             rows.append((numbers.setdefault(key, len(numbers)), image, texts, label))
         return rows
@@ -82,3 +88,13 @@ class JsonlFolderSource:
         if not exists:
             raise jsonl_rows.fault(path, line, f"image {name!r} does not exist in {self._folder!r}")
         return full
+
+
+def _find(jsonl, folder):
+    """A file of rows by its own path or, where there is none, inside the folder."""
+    if not folder or paths.is_remote(jsonl) or os.path.isabs(jsonl) or os.path.exists(jsonl):
+        return jsonl
+    inner = paths.join(paths.absolute(folder), jsonl)
+    if not paths.is_file(inner):
+        raise UserError(f"jsonl: no file {jsonl!r}, neither here nor in {folder!r}")
+    return inner

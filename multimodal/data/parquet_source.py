@@ -8,6 +8,7 @@ import threading
 import numpy as np
 
 from multimodal import paths
+from multimodal.data import splits
 from multimodal.data.extras import require
 from multimodal.data.sources import is_label, strings
 from multimodal.errors import BadRecord, UserError, first_line
@@ -50,6 +51,27 @@ class _Table:
         return example
 
 
+def _split_field(field, told, there, split, name):
+    """The column that tells splits apart, or ''; see splits.py.
+
+    Args:
+      field: what the config names; None: 'split' where there is such a column.
+      told: whether a file's name, or the set itself, tells splits apart.
+    """
+    if field is None:
+        field = "split" if "split" in there and not told else ""
+        if not field and not told:
+            how = "put {split} into the files' names, name a column with split_field, or set "
+            how += "split_field='' to take all rows for every split"
+            splits.check_alone(name, split, how)
+    if field and field not in there:
+        raise UserError(
+            f"{name}: split_field: no column {field!r}{nearest(field, there)}; there are "
+            f"{', '.join(there)}"
+        )
+    return field
+
+
 def _raw(value, column):
     if isinstance(value, dict) and "bytes" in value:
         value = value["bytes"]
@@ -67,14 +89,16 @@ class ParquetSource(_Table):
     """Rows of Parquet files: `ParquetSource('train', files='data/{split}-*.parquet',
     columns=dict(image='image', text='caption'))`.
 
-    files: a pattern or a list of them, also of URLs; `{split}` filled in. Needs the extra
+    files: a pattern or a list of them, also of URLs; `{split}` filled in. split_field: the column
+    that tells splits apart (default: 'split' where there is one and `files` has no `{split}`; '':
+    none, every split is all rows); where nothing does there is 'train' alone. Needs the extra
     `parquet`.
     """
 
-    def __init__(self, split, files, columns):
+    def __init__(self, split, files, columns, split_field=None):
         self._parquet = require("pyarrow.parquet", "parquet", "reading Parquet files")
-        patterns = [files] if isinstance(files, str) else list(files)
-        found = (paths.find(p.replace("{split}", split)) for p in patterns)
+        filled, told = splits.fill(files, split)
+        found = (paths.find(p) for p in ([filled] if isinstance(filled, str) else filled))
         self._paths = sorted(set(itertools.chain.from_iterable(found)))
         if not self._paths:
             raise UserError(f"no Parquet files match {files!r} (split {split!r})")
@@ -87,6 +111,11 @@ class ParquetSource(_Table):
             names = names or meta.schema.to_arrow_schema().names
         self._ends = list(itertools.accumulate(ends))
         self._take(columns, names, f"parquet:{split}")
+        field = _split_field(split_field, told, names, split, f"parquet: {files}")
+        self._rows = None  # numbers of those that belong to the split; None: all
+        if field:
+            values = [str(v) for v in self._column(field)]  # a scalar's str is that of its value
+            self._rows = splits.choose(values, split, f"parquet: {files}")
         self._restart()
 
     def _restart(self):
@@ -107,9 +136,13 @@ class ParquetSource(_Table):
             raise UserError(f"{path}: not a Parquet file ({first_line(e)})") from None
 
     def __len__(self):
+        if self._rows is not None:
+            return len(self._rows)
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index):
+        if self._rows is not None:
+            index = self._rows[index]
         place = bisect.bisect_right(self._ends, index)
         first = self._ends[place - 1] if place else 0
         table, row = self._group(place), index - first
@@ -138,41 +171,57 @@ class ParquetSource(_Table):
 
     def texts(self, modality):
         """All texts of a modality, without reading anything else; of a damaged row group none."""
-        column = self._columns[modality]
-        for number, group in self._groups:
+        chosen = None if self._rows is None else set(self._rows)
+        for index, value in enumerate(self._column(self._columns[modality])):
+            if value is None or (chosen is not None and index not in chosen):
+                continue
+            try:
+                yield from strings(value.as_py())
+            except ValueError:  # not UTF-8
+                continue
+
+    def _column(self, column):
+        """The value of a column in every row; None in those of a damaged row group."""
+        for place, (number, group) in enumerate(self._groups):
             try:
                 file = self._parquet.ParquetFile(paths.handle(self._paths[number]))
                 values = file.read_row_group(group, columns=[column]).column(column)
             except Exception as e:  # as above; its rows are counted when training meets them
                 if paths.is_outage(e, self._paths[number]):
                     raise paths.failure(e, self._paths[number]) from None
-                continue
-            for value in values:
-                try:
-                    yield from strings(value.as_py())
-                except ValueError:  # not UTF-8
-                    continue
+                first = self._ends[place - 1] if place else 0
+                values = [None] * (self._ends[place] - first)
+            yield from values
 
 
 class HuggingFaceSource(_Table):
     """A data set that `datasets` saved with save_to_disk: `HuggingFaceSource('train',
     path='data/set', columns=dict(image='image', text='caption'))`.
 
-    Images and sounds stay encoded. Nothing is downloaded and no script of the set is run.
+    Images and sounds stay encoded. Nothing is downloaded and no script of the set is run. In
+    `path` `{split}` is filled in; of a set without splits of its own `split_field` is as of
+    `ParquetSource`.
     """
 
-    def __init__(self, split, path, columns):
+    def __init__(self, split, path, columns, split_field=None):
         datasets = require("datasets", "huggingface", "reading Hugging Face data sets")
+        path, told = splits.fill(path, split)
         try:
             found = datasets.load_from_disk(os.path.expanduser(path))
         except Exception as e:  # many, not documented
             raise UserError(f"{path}: cannot load it: {first_line(e)}") from None
-        if isinstance(found, datasets.DatasetDict):
+        own = "" if isinstance(found, dict) else str(found.split or "")
+        if own.isidentifier() and split_field is None and not told:
+            found = {own: found}  # one split of a set, saved alone
+        if isinstance(found, dict):
             if split not in found:
                 raise UserError(
                     f"{path}: no split {split!r}{nearest(split, found)}; it has {', '.join(found)}"
                 )
-            found = found[split]
+            found, told = found[split], True
+        field = _split_field(split_field, told, found.column_names, split, path)
+        if field:
+            found = found.select(splits.choose(found[field], split, path))
         name = f"{os.path.basename(os.path.normpath(path))}:{split}"
         self._take(columns, found.column_names, name)
         for column, feature in found.features.items():

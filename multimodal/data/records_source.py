@@ -1,4 +1,4 @@
-"""Any data set whose rows are lines of JSONL and whose media lie in tar shards, files or arrays.
+"""Any data set whose rows are lines of JSONL or CSV, with media in tar shards, files or arrays.
 
 Adding a data set is a config: `modalities` says where the value of each is found.
 
@@ -60,10 +60,12 @@ import os
 
 from multimodal import paths
 from multimodal.data import jsonl_rows
+from multimodal.data.row_files import read_rows
 from multimodal.data.row_labels import Labels
 from multimodal.data.row_template import Template, check_fields, get_field, word
 from multimodal.data.row_values import build_reader, find_files
 from multimodal.data.sources import is_label
+from multimodal.data.splits import ALONE
 from multimodal.errors import UserError
 from multimodal.registry import nearest
 
@@ -71,11 +73,12 @@ log = logging.getLogger(__name__)
 
 
 class RecordsSource:
-    """Rows of JSONL files with media beside them; see the examples above.
+    """Rows of JSONL or CSV files with media beside them; see the examples above.
 
     Args:
       root: folder, or URL of one, that holds all files; nothing outside it is read.
-      rows: JSONL file, pattern or list of them, under root; `{split}` is filled in.
+      rows: file of rows (JSONL; .csv or .tsv with a header, see row_files.py), pattern or list of
+        them, under root; `{split}` is filled in.
       modalities: modality -> where its value is found.
       where: field -> value, or several values, that rows of any split have.
       splits: split -> conditions like `where`; splits that are not named do not exist.
@@ -211,7 +214,7 @@ def _read(root, patterns, split, name):
     if None in patterns:
         raise UserError(f"{name}: rows: only {{split}} may stand in braces")
     files = find_files(root, patterns, f"{name}: rows")
-    return [((path, line), row) for path in files for line, row in jsonl_rows.read_jsonl(path)]
+    return [((path, line), row) for path in files for line, row in read_rows(path)]
 
 
 def _expand(table, expand, name):
@@ -235,10 +238,11 @@ def _conditions(name, split, rows, where, splits):
         raise UserError(
             f"{name}: no split {split!r}{nearest(split, splits)}; there are {', '.join(splits)}"
         )
-    if not (where or splits or "{split}" in str(rows)):
+    told = splits or "{split}" in str(rows) or "{split}" in str(where)
+    if not told and not (where and split == ALONE):
         raise UserError(
             f"{name}: nothing tells the splits apart: put {{split}} into `rows`, or give "
-            "where=dict(split='{split}') or `splits`"
+            "where=dict(split='{split}') or `splits` (all rows: splits=dict(train={}))"
         )
     found = collections.defaultdict(list)
     for field, wanted in [*(where or {}).items(), *((splits or {}).get(split) or {}).items()]:

@@ -15,8 +15,9 @@ _MOST_CLASSES = 100_000
 class Labels:
     """The labels of one key: `names` of the classes, and `of(row)`.
 
-    An integer is a class itself; any other value (text, true, false) is looked up among the names.
-    Unknown is -1. Names are those of the spec (a list, or a file below the root, one a line), or
+    An integer is a class itself; any other value (text, true, false) is looked up among the names,
+    and a number that is a text, as in tables, is a class where it is no name. Unknown is -1, but
+    not for all rows. Names are those of the spec (a list, or a file below the root, one a line), or
     those of `names_field` in the rows, or the sorted values of all rows; give them where another
     file of the same kind may lack a class.
     """
@@ -36,6 +37,11 @@ class Labels:
         self._numbers = {name: i for i, name in enumerate(self.names)}
         if len(self._numbers) != len(self.names):
             raise UserError(f"{where}: a name occurs twice among the names of classes")
+        if values and all(self._number(v) < 0 for v in values):
+            raise UserError(
+                f"{where}: no row's {self._field!r} is among the names {', '.join(self.names):.100}"
+                f"; the first is {values[0]!r:.60}"
+            )
 
     def of(self, row):
         """The class of a row, or uint8 [C] where there may be several."""
@@ -63,7 +69,8 @@ class Labels:
     def _number(self, value):
         if _is_number(value):
             return value if 0 <= value < len(self.names) else -1
-        return self._numbers.get(value, -1)
+        number = self._numbers.get(value, _as_number(value))
+        return number if _is_number(number) and number < len(self.names) else -1
 
     def _find_names(self, rows, values, spec):
         if "names_field" in spec:
@@ -78,7 +85,7 @@ class Labels:
         names = {}
         for row in rows:
             name = get_field(row, field)
-            for number in self._values(row):
+            for number in map(_as_number, self._values(row)):
                 if not _is_number(number) or names.setdefault(number, name) != name:
                     raise UserError(
                         f"{self._where}: {self._field!r} {number!r} is no number, or has several "
@@ -98,3 +105,9 @@ class Labels:
 
 def _is_number(value):
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _as_number(value):
+    """The number that a text is, otherwise the value itself."""
+    digits = isinstance(value, str) and value.isascii() and value.isdecimal()
+    return int(value) if digits and len(value) < 10 else value

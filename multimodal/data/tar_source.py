@@ -5,7 +5,8 @@ import logging
 import os
 
 from multimodal import paths
-from multimodal.data import jsonl_rows
+from multimodal.data import jsonl_rows, splits
+from multimodal.data.row_files import read_rows
 from multimodal.data.sources import read_label_names, strings
 from multimodal.data.tar_index import Shards
 from multimodal.errors import BadRecord, UserError, first_line
@@ -50,10 +51,10 @@ class JsonlTarSource(_ShardSource):
     """Images in tar shards (`<id>.jpg`), captions in a JSONL file (`id, split, captions`).
 
     Arguments: `folder` (with `captions.jsonl` and `*.tar`) or `jsonl` and `shards` (a glob or a
-    list), names of the fields (`split_field=''` takes all rows), `label_names`, `template` as in
-    `jsonl_folder`, `on_bad` ('skip': what can be read of a damaged shard is used, the log names
-    it; or 'error') and `max_missing_share` (of rows without an image, and of bytes behind damage,
-    that is tolerated; `report` counts them).
+    list), in all of which `{split}` is filled in; names of the fields, `split_field`,
+    `label_names`, `template` as in `jsonl_folder`, `on_bad` ('skip': what can be read of a damaged
+    shard is used, the log names it; or 'error') and `max_missing_share` (of rows without an image,
+    and of bytes behind damage, that is tolerated; `report` counts them).
     """
 
     def __init__(
@@ -62,21 +63,22 @@ class JsonlTarSource(_ShardSource):
         folder="",
         jsonl="",
         shards="",
-        text_field="captions",
+        text_field="",
         id_field="id",
         label_field="label",
-        split_field="split",
+        split_field=None,
         label_names=None,
         template="a photo of a {}",
         on_bad="skip",
         max_missing_share=0.01,
     ):
-        path = jsonl or paths.join(folder, "captions.jsonl")
-        files = _find(shards or paths.join(folder, "*.tar"))
+        path, told = splits.fill(jsonl or paths.join(folder, "captions.jsonl"), split)
+        files = _find(splits.fill(shards or paths.join(folder, "*.tar"), split)[0])
         self.name = f"{os.path.basename(paths.folder_of(path))}:{split}"
         self.label_names = read_label_names(label_names)
         self._fields = (text_field, id_field, label_field, template)
-        rows = self._read(path, split, split_field)
+        field = "" if told and split_field is None else split_field
+        rows = self._read(path, split, field)
         self._shards = Shards(files, on_bad)
         self._rows = self._join(rows)
         self._finish(max_missing_share)
@@ -84,9 +86,7 @@ class JsonlTarSource(_ShardSource):
     def _read(self, path, split, split_field):
         text_field, id_field, label_field, template = self._fields
         rows = []
-        for line, row in jsonl_rows.read_jsonl(path):
-            if split_field and jsonl_rows.string_field(path, line, row, split_field) != split:
-                continue
+        for line, row in jsonl_rows.of_split(path, read_rows(path), split, split_field):
             key = jsonl_rows.string_field(path, line, row, id_field)
             label = jsonl_rows.label(path, line, row, label_field, self.label_names)
             texts = jsonl_rows.captions(path, line, row, text_field, required=label is None)
@@ -110,9 +110,10 @@ class JsonlTarSource(_ShardSource):
 class TarSource(_ShardSource):
     """Shards that hold images and captions side by side (`key.jpg`, `key.txt` or `key.json`).
 
-    Arguments: `shards` (a glob or a list), `text_extension` ('txt', or 'json' with `text_field`),
-    `on_bad`, `max_missing_share` as above (of samples without an image or a text). The
-    split is only a name here: give other shards for another split.
+    Arguments: `shards` (a glob or a list; `{split}` is filled in), `text_extension` ('txt', or
+    'json' with `text_field`), `on_bad`, `max_missing_share` as above (of samples without an image
+    or a text), `any_split`: without `{split}` in `shards` there is 'train' alone; True takes all
+    samples for every split.
     """
 
     def __init__(
@@ -123,8 +124,13 @@ class TarSource(_ShardSource):
         text_field="caption",
         on_bad="skip",
         max_missing_share=0.01,
+        any_split=False,
     ):
         self.name = f"tar:{split}"
+        shards, told = splits.fill(shards, split)
+        if not told and not any_split:
+            how = "put {split} into `shards`, or set any_split=True to take all for every split"
+            splits.check_alone(f"tar: {shards}", split, how)
         self._shards = Shards(_find(shards), on_bad)
         self._rows = []
         for key, sample in self._shards.samples.items():

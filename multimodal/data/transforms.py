@@ -64,6 +64,20 @@ def choice(kind, cfg, key, default, allowed):
     return value
 
 
+def refuse_text(kind, wanted, value):
+    """Raise UserError for a text, or several, where a picture, sound or film is wanted.
+
+    No BadRecord, which would be replaced and counted: what one example has of it, all have.
+    """
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(first, str):
+        raise UserError(
+            f"{kind} transform: the value is a text, {first!r:.60}, not {wanted}; in the source "
+            "`records` a template alone makes a text: for a file write dict(file='{name}'), with "
+            "the field that names it in braces"
+        )
+
+
 class Noisy:
     """A transform whose results are degraded by data/corrupt.py at one level.
 
@@ -132,6 +146,7 @@ class ImageTransform:
 
     def decode(self, value):
         """The part without randomness: pixels, at the final size where augmentation allows."""
+        refuse_text("image", "a picture", value)
         fast = self._fast_jpeg if self.fast else None
         pixels = decode_image(value, self.background, self.max_pixels, fast)
         return pixels if self.augment == "random_resized_crop" else self._fit(pixels)

@@ -4,7 +4,7 @@ import numpy as np
 
 from multimodal.data import image_ops
 from multimodal.data.image_codec import MAX_PIXELS
-from multimodal.data.transforms import choice
+from multimodal.data.transforms import choice, refuse_text
 from multimodal.data.video_codec import MAX_FRAMES, decode_video
 from multimodal.errors import UserError
 
@@ -37,6 +37,7 @@ class VideoTransform:
 
     def decode(self, value):
         """The part without randomness: the frames at their final size."""
+        refuse_text("video", "a film", value)
         frames = decode_video(value, self.frames, *self.limits)
         frames = [image_ops.fit(frame, self.size, self.resize) for frame in frames]
         return image_ops.with_channels(np.stack(frames), self.channels)

@@ -91,7 +91,8 @@ def contrastive(
     2021, eq. 1, 6).
 
     Args:
-      a, b: the two modalities. Pairs that lack one are left out, as rows and as columns.
+      a, b: the two modalities (default: the config's, if it has just two). Pairs that lack one are
+        left out, as rows and as columns.
       momentum: there is a teacher, which gives the queue's columns and soft targets; they carry no
         gradient.
       columns: with momentum, whose embeddings of the batch are its columns: the teacher's (ALBEF),

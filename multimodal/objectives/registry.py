@@ -52,7 +52,8 @@ def build(config, known_values=None) -> list[Objective]:
     """The objectives of `config.objectives`, in order.
 
     `known_values` ({keyword: value}: the mode, ids of the tokenizer) go to those functions that
-    take them and whose config does not set them.
+    take them and whose config does not set them. Where a function compares two modalities, `a` and
+    `b`, the config sets neither, and it has exactly two, they are these.
 
     Raises UserError for an unknown function or keyword.
     """
@@ -67,6 +68,7 @@ def build(config, known_values=None) -> list[Objective]:
         known = list(inspect.signature(fn).parameters)[4:]
         check_names(at, spec, ["weight", "fn", *known], f"the objective {fn.__name__!r}")
         spec = {k: v for k, v in (known_values or {}).items() if k in known} | spec
+        spec = _pair(fn, spec, config.modalities) | spec
         total = config.steps
         kwargs = {k: Schedule.parse(v, total, f"{at}.{k}") for k, v in spec.items()}
         weight = Schedule.parse(weight, total, f"{at}.weight")
@@ -74,3 +76,16 @@ def build(config, known_values=None) -> list[Objective]:
     if not objectives:
         raise UserError("config.objectives is empty: name at least one objective")
     return objectives
+
+
+def _pair(fn, spec, modalities):
+    """The a and b of a function where there is no choice: text last, otherwise by name."""
+    defaults = {
+        k: p.default for k, p in inspect.signature(fn).parameters.items() if k in ("a", "b")
+    }
+    names = len(defaults) == 2 and all(isinstance(d, str) for d in defaults.values())
+    if not names or len(modalities) != 2 or defaults.keys() & spec:
+        return {}
+    # A config that was saved and read again has its keys in another order.
+    order = sorted(modalities, key=lambda m: (modalities[m].get("transform") == "text", m))
+    return {} if set(order) == set(defaults.values()) else dict(zip("ab", order))

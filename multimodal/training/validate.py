@@ -232,7 +232,7 @@ def check_objective(goal, config):
         if m and m not in config.modalities:
             raise UserError(
                 f"{where}.{key}: no modality {m!r}{nearest(m, config.modalities)}; "
-                f"there are {', '.join(config.modalities)}"
+                f"there are {', '.join(config.modalities)}: set {where}.{key} to one of them"
             )
         if m and config.modalities[m].get("pool") == "none":
             raise UserError(f"{where} compares embeddings: modalities.{m}.pool must not be 'none'")

@@ -125,7 +125,7 @@ def test_a_large_part_that_is_lost_is_an_error_however_few_its_reasons(tmp_path)
     many = b"".join(member(f"{i}.png") + member(f"{i}.txt") for i in range(400))
     (tmp_path / "a.tar").write_bytes(many + header("x", -512) + many.replace(b".png", b".gif"))
     with pytest.raises(UserError, match=r"50\.\d% of all.*a\.tar: not a whole"):
-        build_source("tar", "all", dict(shards=str(tmp_path / "a.tar")))
+        build_source("tar", "train", dict(shards=str(tmp_path / "a.tar")))
 
 
 def test_bad_json_in_a_shard_costs_its_sample(tmp_path, caplog):
@@ -133,7 +133,7 @@ def test_bad_json_in_a_shard_costs_its_sample(tmp_path, caplog):
     parts = [member(f"{i}.png") + member(f"{i}.json", t) for i, t in enumerate(texts)]
     (tmp_path / "a.tar").write_bytes(b"".join(parts) + END)
     kwargs = dict(shards=str(tmp_path / "a.tar"), text_extension="json", max_missing_share=1.0)
-    source = build_source("tar", "all", kwargs)
+    source = build_source("tar", "train", kwargs)
     assert [source[i]["text"] for i in range(2)] == [["a"], ["b"]] and len(source) == 2
     assert source.report == {"bad_text": 3} and "has no 'caption'" in caplog.text
 

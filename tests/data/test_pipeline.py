@@ -7,8 +7,8 @@ import pytest
 
 from multimodal.data.array_source import ArraySource
 from multimodal.data.pipeline import Pipeline
-from multimodal.data.transforms import build_transforms
-from multimodal.errors import UserError
+from multimodal.data.transforms import build_transform, build_transforms
+from multimodal.errors import BadRecord, UserError
 
 MODALITIES = {
     "image": dict(transform="image", size=16, augment="random_resized_crop", flip=True),
@@ -193,3 +193,18 @@ def test_closed_iterator_stops(build):
     batches.close()
     batches.close()
     assert list(batches) == []
+
+
+VALUES = {"image": dict(size=8), "audio": dict(sample_rate=8000, seconds=0.1),
+          "video": dict(size=8, frames=2)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("value", ["a.file", ["a.file"]])
+def test_a_text_is_no_picture_sound_or_film(kind, value):
+    """It ends a run at once: a record that is bad is replaced, and so would be every other."""
+    transforms = {kind: build_transform(kind, VALUES[kind], train=True)}
+    source = ArraySource("train", **{kind: [value] * 4})
+    with pytest.raises(UserError, match=rf"{kind} transform.*'a\.file'.*dict\(file=") as e:
+        Pipeline(source, transforms, 2, 0).batch(0)
+    assert not isinstance(e.value, BadRecord)

@@ -31,7 +31,7 @@ def test_jsonl_by_manifest(bad):
         wanted = expect[f"jsonl/{path.name}"]
         try:
             kwargs = dict(jsonl=str(path), folder=str(folder / "images"))
-            source = build_source("jsonl_folder", "all", kwargs)
+            source = build_source("jsonl_folder", "train", kwargs)
             decode_image(source[0]["image"])
             outcome = "accept"
         except UserError as e:
@@ -49,7 +49,7 @@ def test_jsonl_by_manifest(bad):
 def test_jsonl_odd_but_good(bad, name, count):
     folder, _ = bad
     kwargs = dict(jsonl=str(folder / "jsonl" / f"{name}.jsonl"), folder=str(folder / "images"))
-    assert len(build_source("jsonl_folder", "all", kwargs)) == count
+    assert len(build_source("jsonl_folder", "train", kwargs)) == count
 
 
 def test_labels_are_checked_against_their_names(bad):
@@ -57,7 +57,7 @@ def test_labels_are_checked_against_their_names(bad):
     kwargs = dict(jsonl=str(folder / "jsonl/label_out_of_range.jsonl"),
                   folder=str(folder / "images"), label_names=["dog", "cat"])  # fmt: skip
     with pytest.raises(UserError, match="line 1: .*9999 is outside the 2"):
-        build_source("jsonl_folder", "all", kwargs)
+        build_source("jsonl_folder", "train", kwargs)
 
 
 @pytest.fixture
@@ -75,17 +75,46 @@ def write(folder, *rows):
 def test_label_becomes_text(folder):
     kwargs = write(folder, {"image": "x.png", "label": 1})
     kwargs |= dict(label_names=["dog", "cat"], template="a drawing of a {}")
-    example = build_source("jsonl_folder", "all", kwargs)[0]
+    example = build_source("jsonl_folder", "train", kwargs)[0]
     assert example["text"] == ["a drawing of a cat"] and example["label"] == 1
 
 
 def test_equal_ids_are_positives_and_splits_filter(folder):
     rows = [dict(id=i, image="x.png", captions=["a"], split=s) for i, s in zip("abac", "ttte")]
-    kwargs = write(folder, *rows) | dict(split_field="split")
-    source = build_source("jsonl_folder", "t", kwargs)
-    assert [source[i]["id"] for i in range(len(source))] == [0, 1, 0]
-    with pytest.raises(UserError, match="no examples in split 'v'"):
-        build_source("jsonl_folder", "v", kwargs)
+    for told in ({}, dict(split_field="split")):
+        kwargs = write(folder, *rows) | told
+        source = build_source("jsonl_folder", "t", kwargs)
+        assert [source[i]["id"] for i in range(len(source))] == [0, 1, 0]
+        assert len(build_source("jsonl_folder", "e", kwargs)) == 1
+        with pytest.raises(UserError, match="no examples in split 'v'; there are e, t"):
+            build_source("jsonl_folder", "v", kwargs)
+    write(folder, *rows, dict(image="x.png", captions=["a"]))
+    with pytest.raises(UserError, match="line 5: field 'split'"):
+        build_source("jsonl_folder", "t", kwargs)
+
+
+def test_no_split_takes_the_rows_of_another_without_a_word(folder, noise):
+    make_shards(folder, noise)
+    table = write(folder, *(dict(id=str(i), image="x.png", captions=["a"]) for i in range(5)))
+    (folder / "dev.jsonl").write_text((folder / "rows.jsonl").read_text().splitlines()[0])
+    with tarfile.open(folder / "b-0.tar", "w") as tar:
+        for i in range(2):
+            (folder / f"{i}.txt").write_text("a")
+            tar.add(folder / "x.png", f"{i}.png")
+            tar.add(folder / f"{i}.txt", f"{i}.txt")
+    by_name, all_rows = dict(jsonl=str(folder / "{split}.jsonl")), dict(split_field="")
+    for name, kwargs, told, every in (
+        ("jsonl_folder", table, by_name, all_rows),
+        ("jsonl_tar", table | dict(shards=str(folder / "a-*.tar")), by_name, all_rows),
+        ("tar", dict(shards=str(folder / "b-*.tar")), None, dict(any_split=True)),
+    ):
+        count = len(build_source(name, "train", kwargs))
+        with pytest.raises(UserError, match="nothing tells the splits apart.*{split}"):
+            build_source(name, "dev", kwargs)
+        assert len(build_source(name, "dev", kwargs | every)) == count  # asked for in words
+        if told:
+            assert len(build_source(name, "dev", kwargs | told)) == 1
+    assert len(build_source("tar", "b", dict(shards=str(folder / "{split}-*.tar")))) == 2
 
 
 def test_no_path_leaves_the_folder(folder):
@@ -96,7 +125,7 @@ def test_no_path_leaves_the_folder(folder):
             folder=str(folder / "inner")
         )
         with pytest.raises(UserError, match="line 1"):
-            build_source("jsonl_folder", "all", kwargs)
+            build_source("jsonl_folder", "train", kwargs)
 
 
 SHARDS = {  # name -> (samples in 'skip' mode or None, a reason in the report)
@@ -121,9 +150,9 @@ def test_shards_skip_and_count(bad, name):
     kwargs = dict(shards=str(folder / "shards" / name), on_bad="skip", max_missing_share=1.0)
     if count is None:
         with pytest.raises(UserError, match="no examples"):
-            build_source("tar", "all", kwargs)
+            build_source("tar", "train", kwargs)
         return
-    source = build_source("tar", "all", kwargs)
+    source = build_source("tar", "train", kwargs)
     assert len(source) == count
     assert decode_image(source[0]["image"]).shape[2] == 3 and source[0]["text"][0]
     assert any(key.startswith(reason) for key in source.report) if reason else not source.report
@@ -136,7 +165,7 @@ def test_data_of_damaged_shards_alone_is_an_error(bad, on_bad):
         path = str(folder / "shards" / name)
         if expect[f"shards/{name}"] == "reject":
             with pytest.raises(UserError) as e:
-                build_source("tar", "all", dict(shards=path, on_bad=on_bad))
+                build_source("tar", "train", dict(shards=path, on_bad=on_bad))
             assert name in str(e.value)
 
 

@@ -20,7 +20,7 @@ from multimodal.data.mixture_source import MixtureSource
 from multimodal.data.parquet_source import HuggingFaceSource, ParquetSource
 from multimodal.data.pipeline import Pipeline
 from multimodal.data.prepare import convert, main
-from multimodal.data.sources import register
+from multimodal.data.sources import build_source, register
 from multimodal.errors import BadRecord, UserError
 from tests.processes import ROOT
 
@@ -304,6 +304,31 @@ def test_parquet(tmp_path):
         ParquetSource("val", files, COLUMNS)
 
 
+def test_splits_of_a_parquet_table(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    kinds = ["train", "dev", "train", "dev", "train"]
+    table = pa.table({"t": list("abcde"), "split": kinds, "n": range(5)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    pq.write_table(table.drop(["split"]), tmp_path / "b.parquet")
+
+    def texts(name, split, **kwargs):
+        files = str(tmp_path / f"{name}.parquet")
+        source = build_source("parquet", split, dict(files=files, columns=dict(text="t")) | kwargs)
+        found = [source[i]["text"] for i in range(len(source))]
+        assert list(source.texts("text")) == found
+        return "".join(found)
+
+    assert texts("a", "train") == "ace" and texts("a", "dev") == "bd"
+    assert texts("a", "3", split_field="n") == "d" and texts("b", "train") == "abcde"
+    assert texts("a", "dev", split_field="") == texts("{split}", "a") == "abcde"
+    for name, kwargs, why in (("a", {}, "'test'; there are dev, train"), ("b", {}, "tells the spl"),
+                              ("b", dict(split_field="m"), "no column 'm'")):  # fmt: skip
+        with pytest.raises(UserError, match=why):
+            texts(name, "test", **kwargs)
+
+
 def test_a_path_in_a_table_is_never_followed(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -352,3 +377,15 @@ def test_hugging_face(tmp_path):
     assert source[3] == {"id": 3, "image": png(3), "text": "number 3", "label": 3}
     with pytest.raises(UserError, match="no split 'val'"):
         HuggingFaceSource("val", str(tmp_path / "set"), COLUMNS)
+    made.save_to_disk(str(tmp_path / "one"))
+    assert len(HuggingFaceSource("train", str(tmp_path / "one"), COLUMNS)) == 5
+    with pytest.raises(UserError, match="nothing tells the splits apart"):
+        HuggingFaceSource("val", str(tmp_path / "one"), COLUMNS)
+    named = datasets.Dataset.from_dict({"t": ["a"]}, split="val")
+    named.save_to_disk(str(tmp_path / "named"))
+    assert len(HuggingFaceSource("val", str(tmp_path / "named"), {"text": "t"})) == 1
+    with pytest.raises(UserError, match="no split .train.; it has val"):
+        HuggingFaceSource("train", str(tmp_path / "named"), {"text": "t"})
+    made.add_column("split", ["val", *["train"] * 4]).save_to_disk(str(tmp_path / "told"))
+    assert len(HuggingFaceSource("val", str(tmp_path / "told"), COLUMNS)) == 1
+    assert len(HuggingFaceSource("one", str(tmp_path / "{split}"), COLUMNS)) == 5

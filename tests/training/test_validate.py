@@ -1,10 +1,14 @@
 """Configs that cannot work are told apart before anything is built."""
 
-import pytest
+import json
 
+import pytest
+from ml_collections import ConfigDict
+
+from multimodal import objectives
 from multimodal.config import load_config
 from multimodal.errors import UserError
-from multimodal.training.validate import validate
+from multimodal.training.validate import check_objective, validate
 
 CASES = {
     "steps=0": "steps is 0",
@@ -98,3 +102,24 @@ def test_what_has_an_import_path_bounds_its_own_arguments():
 
 def foreign(net, out, batch, rng, alpha=1.0):
     """An objective whose alpha is no share."""
+
+
+@pytest.mark.parametrize("names", [("audio", "text"), ("text", "sound"), ("video", "image")])
+@pytest.mark.parametrize("goal", ["contrastive", "sigmoid", "cca"])
+def test_the_only_two_modalities_are_those_compared(names, goal):
+    config = load_config("configs/emoji.py:clip,smoke")
+    towers = dict(config.modalities.to_dict(), audio=config.modalities.image.to_dict())
+    other = towers["image"]
+    config.modalities = {m: towers["text"] if m == "text" else other for m in names}
+    config.objectives = {goal: {}}
+    saved = ConfigDict(json.loads(json.dumps(config.to_dict(), sort_keys=True)))
+    found = [objectives.build(c)[0].kwargs for c in (config, saved)]
+    assert found[0] == found[1] and {found[0][k] for k in "ab"} == set(names)
+    assert found[0]["a"] != "text"
+    config.objectives[goal] = dict(a=names[0], b=names[0])
+    assert objectives.build(config)[0].kwargs["b"] == names[0]
+    config.objectives[goal] = {}
+    config.modalities.third = other
+    assert "a" not in objectives.build(config)[0].kwargs
+    with pytest.raises(UserError, match=f"set config.objectives.{goal}.[ab] to one of them"):
+        check_objective(objectives.build(config)[0], config)
