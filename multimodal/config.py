@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from multimodal.errors import UserError
 
 # Keys that change how a run goes, not what it computes: they may differ when it is resumed.
+NEWER = (("data.augment", {}),)
 FREE_KEYS = (
     "log_every",
     "save_every",
@@ -97,7 +98,12 @@ def _override(config, key, text):
         _unknown(key, flat)
     # Arguments of an objective, a schedule or a source are the function's own: it checks their
     # names.
-    is_open = parents and (parents[0] == "objectives" or "kwargs" in parents or "schedule" in node)
+    is_open = parents and (
+        parents[0] == "objectives"
+        or "kwargs" in parents
+        or parents[:2] == ["data", "augment"]
+        or "schedule" in node
+    )
     if last not in node and not is_open:
         _unknown(key, flat)
     value = _parse(text)
@@ -157,7 +163,8 @@ def _coerce_dict(key, value, old):
         return value
     if not isinstance(value, dict):
         raise UserError(f"--config.{key}: {value!r} is no dict; change one key: --config.{key}.KEY")
-    is_open = "schedule" in old or "kwargs" in key or key.startswith("objectives")
+    is_open = "schedule" in old or "kwargs" in key
+    is_open = is_open or key.startswith(("objectives", "data.augment"))
     unknown = [k for k in value if k not in old] if not is_open else []
     if unknown:
         _unknown(f"{key}.{unknown[0]}", [f"{key}.{k}" for k in old])
@@ -268,7 +275,9 @@ def check_same(config, stored):
 
 
 def _plain(flat):
-    return {
+    """As JSON has it, without the default of a key that runs may be older than."""
+    plain = {
         k: _tuples(json.loads(json.dumps(v.to_dict() if hasattr(v, "to_dict") else v)))
         for k, v in flat.items()
     }
+    return {k: v for k, v in plain.items() if (k, v) not in NEWER}

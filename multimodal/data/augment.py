@@ -1,6 +1,7 @@
 """Augmentations of whole examples: what must change in several modalities at once.
 
-A name of `config.data.augment` is one here, or `package.module:function`. Each is called as
+`config.data.augment` has a name -> arguments; the name is one here, or `fn` among the arguments is
+one or `package.module:function`. Each is called as
 `augment(example, rng, **its arguments)` on a source's raw values in training, before the
 modalities' own transforms, and gives a new example; `check(modalities, **its arguments)`, where
 there is one, raises UserError for arguments that do not fit.
@@ -41,13 +42,17 @@ class Augment:
         self._steps = []
         for name, kwargs in spec.items():
             where = f"config.data.augment.{name}"
-            function = lookup(AUGMENTS, name, where, takes=("example", "rng"))
+            if not hasattr(kwargs, "keys"):
+                raise UserError(f"{where} is {kwargs!r:.60}: give a dict of its arguments")
+            kwargs = dict(kwargs)
+            fn = kwargs.pop("fn", name)
+            function = lookup(AUGMENTS, fn, where, takes=("example", "rng"))
             if check := getattr(function, "check", None):
                 try:
                     check(modalities, **kwargs)
                 except (TypeError, ValueError) as e:
                     raise UserError(f"{where}: {e}") from None
-            self._steps.append((function, dict(kwargs)))
+            self._steps.append((function, kwargs))
 
     def __call__(self, example, rng):
         for function, kwargs in self._steps:
@@ -59,6 +64,8 @@ def _check_colours(modalities, colours, image="image", text="text"):
     for m in (image, text):
         if m not in modalities:
             raise ValueError(f"no modality {m!r}; there are {', '.join(modalities)}")
+    if not hasattr(colours, "keys") or any(name != name.lower() for name in colours):
+        raise ValueError("colours must be a dict of lower-case names, {'red': (255, 0, 0), ...}")
     values = [tuple(v) for v in colours.values()]
     if len(set(values)) < 2 or len(set(values)) < len(values):
         raise ValueError("give two different colours or more: {'red': (255, 0, 0), ...}")
@@ -91,12 +98,13 @@ def swap_colours(example, rng, colours, image="image", text="text"):
     for name in names:
         if new[name] != name:
             painted[codes == _code(np.int32(colours[name]))] = colours[new[name]]
-    words = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b", re.IGNORECASE)
+    longest = sorted(names, key=len, reverse=True)
+    words = re.compile(rf"\b({'|'.join(map(re.escape, longest))})\b", re.IGNORECASE)
 
     def rename(caption):
         if not isinstance(caption, str):
             raise BadRecord(f"caption must be a text, not {caption!r:.40}")
-        return words.sub(lambda m: new[m[0].lower()], caption)
+        return words.sub(lambda m: new.get(m[0].lower(), m[0]), caption)
 
     captions = example[text]
     several = isinstance(captions, list | tuple)

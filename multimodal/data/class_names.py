@@ -13,7 +13,7 @@ def write_class_names(workdir, config, source):
     if names:
         path = pathlib.Path(workdir, "classes.json")
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(names, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
 
 

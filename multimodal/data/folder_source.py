@@ -36,10 +36,11 @@ class JsonlFolderSource:
         template="a photo of a {}",
     ):
         jsonl, told = splits.fill(jsonl, split)
-        folder, _ = splits.fill(folder, split)
+        folder, apart = splits.fill(folder, split)
         self.name = f"{os.path.basename(jsonl)}:{split}"
         self.label_names = read_label_names(label_names)
-        jsonl = _find(jsonl, folder)
+        given, jsonl = jsonl, _find(jsonl, folder)
+        told = told or (apart and jsonl != given)  # the rows lie in the split's own folder
         self._folder = paths.real(folder or paths.folder_of(jsonl))
         self._fields = (image_field, text_field, id_field, label_field)
         self._template, self._listed = template, {}

@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import logging
 import os
 import threading
 
@@ -14,6 +15,8 @@ from multimodal.data.sources import is_label, strings
 from multimodal.errors import BadRecord, UserError, first_line
 from multimodal.registry import nearest
 
+log = logging.getLogger(__name__)
+MOST_LOST = 0.01  # of the rows, whose split cannot be read
 GROUPS = 4  # row groups of Parquet kept in memory
 
 
@@ -114,8 +117,7 @@ class ParquetSource(_Table):
         field = _split_field(split_field, told, names, split, f"parquet: {files}")
         self._rows = None  # numbers of those that belong to the split; None: all
         if field:
-            values = [str(v) for v in self._column(field)]  # a scalar's str is that of its value
-            self._rows = splits.choose(values, split, f"parquet: {files}")
+            self._rows = splits.choose(self._values(field), split, f"parquet: {files}")
         self._restart()
 
     def _restart(self):
@@ -179,6 +181,28 @@ class ParquetSource(_Table):
                 yield from strings(value.as_py())
             except ValueError:  # not UTF-8
                 continue
+
+    def _values(self, field):
+        """The texts of the column that tells splits apart; '' in rows that belong to none.
+
+        Raises UserError where more than a hundredth of them cannot be read.
+        """
+        found, lost = [], 0
+        for value in self._column(field):
+            try:
+                lost += value is None
+                value = value.as_py() if value is not None else None
+                value = value.decode() if isinstance(value, bytes) else value
+            except ValueError:  # not UTF-8
+                value, lost = None, lost + 1
+            found.append("" if value is None else str(value))
+        if lost:
+            told = f"{self._paths[0]}: the split ({field!r}) of {lost} of {len(found)} rows"
+            told += " cannot be read"
+            if lost > MOST_LOST * len(found):
+                raise UserError(f"{told}, which may be of any split: write the file anew")
+            log.warning("%s: they are left out", told)
+        return found
 
     def _column(self, column):
         """The value of a column in every row; None in those of a damaged row group."""

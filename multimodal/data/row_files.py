@@ -24,10 +24,12 @@ def read_rows(path):
 def _read_table(path, delimiter):
     records = _records(path, delimiter)
     number, header = next(records, (0, ()))
-    for place, name in enumerate(header):
-        if not name or name in header[:place]:
+    seen = set()
+    for name in header:
+        if not name or name in seen:
             what = f"the header names {name!r} twice" if name else "a column has no name"
             raise jsonl_rows.fault(path, number, f"{what}: {', '.join(header):.200}")
+        seen.add(name)
     if len(header) == 1 and any(sign in header[0] for sign in ",;\t"):
         raise jsonl_rows.fault(
             path, number, f"the header is one field, {header[0]!r:.80}: commas separate those of "

@@ -37,10 +37,11 @@ class Labels:
         self._numbers = {name: i for i, name in enumerate(self.names)}
         if len(self._numbers) != len(self.names):
             raise UserError(f"{where}: a name occurs twice among the names of classes")
-        if values and all(self._number(v) < 0 for v in values):
+        known = [v for v in values if not (_is_number(v) and v < 0)]  # those mean "not known"
+        if known and all(self._number(v) < 0 for v in known):
             raise UserError(
                 f"{where}: no row's {self._field!r} is among the names {', '.join(self.names):.100}"
-                f"; the first is {values[0]!r:.60}"
+                f"; the first is {known[0]!r:.60}"
             )
 
     def of(self, row):

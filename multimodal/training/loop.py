@@ -80,6 +80,7 @@ def train(config, workdir, profile="", began=None):
             goodput.resume(anything=bool(done))
             model, tx, state = setup.build_state(config, mesh, import_weights=not done)
             if jax.process_index() == 0 and not resumed:
+                clear(workdir)
                 if tokenizer is not None:
                     tokenizer.save(workdir / "tokenizer.json")
                 write_class_names(workdir, config, source)
@@ -96,6 +97,12 @@ def train(config, workdir, profile="", began=None):
             return run.steps(state, make_step(config, model, goals, tx), pipeline, profile)
         finally:
             checkpoints.close()
+
+
+def clear(workdir):
+    """Remove what a start that saved nothing has left, and this run may not write."""
+    for name in ("tokenizer.json", "classes.json"):
+        (workdir / name).unlink(missing_ok=True)
 
 
 def tell(source, state, mesh):

@@ -81,6 +81,7 @@ def tokenizer_of(path) -> str:
     if not path:
         return ""
     if paths.is_remote(path):
+        path = paths.absolute(path)
         one = re.fullmatch(r"(.+)/checkpoints/\d+", path)
         folder = one[1] if one else path
         found = paths.join(folder, "tokenizer.json")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multimodal.config import load_config
 from multimodal.data.array_source import ArraySource
 from multimodal.data.augment import Augment
 from multimodal.data.pipeline import Pipeline
@@ -84,9 +85,26 @@ def test_batches_are_functions_of_seed_and_step_and_evaluation_stays_as_it_is(to
     np.testing.assert_array_equal(plain["image"], kept["image"])
 
 
+def test_from_a_config_by_import_path_and_command_line():
+    fn = "tests.data.test_augment:blank"
+    c = load_config("configs/emoji.py", [f"data.augment.mine={{'fn': '{fn}', 'to': 'x'}}"])
+    augment = Augment(c.data.augment, c.modalities)
+    assert augment({"text": "red"}, None) == {"text": "x"}
+    nlvr = load_config("configs/nlvr.py", ["data.augment={}"])
+    assert not nlvr.data.augment and load_config("configs/nlvr.py").data.augment
+
+
+def blank(example, rng, to):
+    """An augmentation of a fork."""
+    return {**example, "text": to}
+
+
 @pytest.mark.parametrize(
     "spec, words",
     [
+        ({"swap_colours": 3}, "give a dict"),
+        ({"swap_colours": {"colours": 3}}, "a dict of lower-case names"),
+        ({"swap_colours": {"colours": {"Red": (1, 2, 3), "b": (1, 2, 4)}}}, "lower-case names"),
         ({"swap_colors": {}}, "swap_colors.*did you mean swap_colours"),
         ({"swap_colours": {}}, "swap_colours: .*colours"),
         ({"swap_colours": {"colours": COLOURS, "image": "video"}}, "no modality 'video'"),

@@ -132,3 +132,16 @@ def test_stored_config_is_data_only(tmp_path):
 def read_config_of(tmp_path, config):
     save_config(config, tmp_path)
     return read_config(tmp_path)
+
+
+def test_a_run_that_is_older_than_a_key_goes_on():
+    """Where the key is empty, as `data.augment` is by default."""
+    new = load_config("configs/emoji.py")
+    old = load_config("configs/emoji.py")
+    with old.unlocked():
+        del old.data.augment
+    check_same(new, old)
+    with new.unlocked():
+        new.data.augment.mine = {}
+    with pytest.raises(UserError, match="data.augment"):
+        check_same(new, old)
