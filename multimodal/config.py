@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from multimodal.errors import UserError
 
+NEWER = (("data.augment", {}),)  # keys, with their defaults, that stored configs may lack
 # Keys that change how a run goes, not what it computes: they may differ when it is resumed.
-NEWER = (("data.augment", {}),)
 FREE_KEYS = (
     "log_every",
     "save_every",
