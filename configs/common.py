@@ -87,8 +87,8 @@ def _data(c):
 
     c.tokenizer = ConfigDict()
     c.tokenizer.kind = "wordpiece"  # | 'unigram' | 'clip' (of an installed package, not trained)
-    # a tokenizer.json, vocab.txt, CLIP's .txt.gz or SentencePiece's .model, also by URL; '': train
-    # one on the training captions
+    # a tokenizer.json, vocab.txt, CLIP's .txt.gz or SentencePiece's .model, also by URL; '': that
+    # of the run of init.path, or else train one on the training captions
     c.tokenizer.path = ""
     c.tokenizer.vocab_size = 4096
     c.tokenizer.add_sep = True  # end a caption with [SEP]; the original ALBEF does not

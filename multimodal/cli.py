@@ -132,11 +132,11 @@ def run_command(main, doc, required):
 
 
 def _touches(workdir, filename):
-    """Whether a file is a workdir, in it or above it."""
-    if not workdir:
+    """Whether a file is a workdir or above it: what is in one is told by its own path."""
+    if not workdir or not isinstance(filename, str | bytes | os.PathLike):
         return False
     both = [os.path.abspath(os.fsdecode(p)) for p in (workdir, filename)]
-    return os.path.commonpath(both) in both
+    return os.path.commonpath(both) == both[1]
 
 
 def leave(code):

@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+from multimodal import paths
+
 
 def write_class_names(workdir, config, source):
     """Write classes.json, as the run's training data tells; nothing where it does not."""
@@ -11,10 +13,8 @@ def write_class_names(workdir, config, source):
     known |= getattr(source, "targets", None) or {}
     names = {k: [str(n) for n in v] for k, v in known.items() if v and k in wanted}
     if names:
-        path = pathlib.Path(workdir, "classes.json")
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        text = json.dumps(names, indent=1) + "\n"
+        paths.write(pathlib.Path(workdir, "classes.json"), text.encode())
 
 
 def read_class_names(workdir, config) -> dict[str, list[str]]:

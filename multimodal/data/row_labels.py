@@ -76,6 +76,7 @@ class Labels:
     def _find_names(self, rows, values, spec):
         if "names_field" in spec:
             return self._names_of(rows, spec["names_field"])
+        values = list(map(_as_number, values))
         if not all(map(_is_number, values)):
             return sorted({word(v, self._field, self._where) for v in values})
         return [str(i) for i in range(self._classes(values))]

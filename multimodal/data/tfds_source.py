@@ -18,7 +18,7 @@ from multimodal.registry import nearest
 
 # How features.json names a class; 'type' is the older way.
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
-_EXTRA = "pip install '.[tfds-tensorflow]'"
+_EXTRA = "pip install -e '.[tfds-tensorflow]'"
 
 
 class TfdsSource:

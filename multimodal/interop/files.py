@@ -86,7 +86,7 @@ def read_torch(path):
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path}: reading it takes torch: pip install '.[torch]'") from None
+        raise UserError(f"{path}: reading it takes torch: pip install -e '.[torch]'") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:

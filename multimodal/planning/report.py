@@ -125,7 +125,7 @@ def _row(name, value):
 
 def _digits(x):
     """A number with three digits that count, or all before the point."""
-    places = 2 - math.floor(math.log10(abs(x))) if x else 0
+    places = 2 - math.floor(math.log10(abs(x))) if x and math.isfinite(x) else 0
     return f"{x:,.{max(0, places)}f}"
 
 

@@ -76,7 +76,9 @@ def check_bounds(config):
 
 def _foreign(config):
     """Prefixes of the keys of what has an import path: its arguments mean what it says."""
-    named = [(f"modalities.{m}.", c.encoder) for m, c in config.modalities.items()]
+    named = [
+        (f"modalities.{m}.", f"{c.encoder} {c.transform}") for m, c in config.modalities.items()
+    ]
     named += [
         (f"objectives.{o}.", c.get("fn", o))
         for o, c in config.objectives.items()

@@ -46,10 +46,7 @@ def _wanted(url):
     def there(base, names):
         return [n for n in names if paths.is_file(paths.join(base, n))]
 
-    one = re.fullmatch(r"(.+)/checkpoints/(\d+)", url)
-    base = one[1] if one else url
-    steps = [one[2]] if one else paths.names(paths.join(url, "checkpoints"))
-    steps = sorted((s for s in steps if s.isdigit()), key=int)
+    base, steps = _steps(url)
     if steps:
         beside = there(base, ("config.json", "tokenizer.json", "classes.json"))
         return base, [*beside, f"checkpoints/{steps[-1]}"]
@@ -58,6 +55,14 @@ def _wanted(url):
     if not weights:
         raise UserError(f"{url}: neither a run with checkpoints nor a file of weights")
     return base, [*there(base, CONFIGS), *weights]
+
+
+def _steps(url):
+    """(a run's folder, steps, ascending) of the URL of a folder or of one checkpoint in it."""
+    if one := re.fullmatch(r"(.+)/checkpoints/(\d+)", url):
+        return one[1], [one[2]]
+    names = [] if paths.is_file(url) else paths.names(paths.join(url, "checkpoints"))
+    return url, sorted((s for s in names if s.isdigit()), key=int)
 
 
 def is_run(path) -> bool:
@@ -81,11 +86,8 @@ def tokenizer_of(path) -> str:
     if not path:
         return ""
     if paths.is_remote(path):
-        path = paths.absolute(path)
-        one = re.fullmatch(r"(.+)/checkpoints/\d+", path)
-        folder = one[1] if one else path
+        folder, run = _steps(paths.absolute(path))
         found = paths.join(folder, "tokenizer.json")
-        run = one or (not paths.is_file(folder) and paths.names(paths.join(folder, "checkpoints")))
     else:
         found, run = str(_split(path)[0] / "tokenizer.json"), is_run(path)
     return found if run and paths.is_file(found) else ""

@@ -11,9 +11,10 @@ from multimodal.data.array_source import ArraySource
 from multimodal.data.augment import Augment
 from multimodal.data.pipeline import Pipeline
 from multimodal.data.transforms import build_transforms
-from multimodal.errors import UserError
+from multimodal.errors import BadRecord, UserError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+TOWERS = {"image": {}, "text": {}}
 SPEC = {"swap_colours": {"colours": COLOURS}}
 
 
@@ -33,7 +34,7 @@ def named(pixels):
 
 @pytest.mark.parametrize("encoded", [False, True])
 def test_colours_and_their_names_change_alike(encoded):
-    augment, seen = Augment(SPEC, ("image", "text")), set()
+    augment, seen = Augment(SPEC, TOWERS), set()
     image = drawing("red", "blue", "red")
     if encoded:
         buffer = io.BytesIO()
@@ -54,7 +55,7 @@ def test_colours_and_their_names_change_alike(encoded):
 
 
 def test_an_example_without_one_of_them_stays():
-    augment = Augment(SPEC, ("image", "text"))
+    augment = Augment(SPEC, TOWERS)
     for example in ({"text": "red"}, {"image": drawing("red")}):
         assert augment(example, np.random.default_rng(0)) is example
 
@@ -94,9 +95,21 @@ def test_from_a_config_by_import_path_and_command_line():
     assert not nlvr.data.augment and load_config("configs/nlvr.py").data.augment
 
 
-def blank(example, rng, to):
+def blank(modalities, to):
     """An augmentation of a fork."""
-    return {**example, "text": to}
+    return lambda example, rng: {**example, "text": to}
+
+
+def test_pictures_are_read_as_the_tower_reads_them():
+    tower = {"background": (211, 211, 211), "max_pixels": 4}
+    augment = Augment(SPEC, {"image": tower, "text": {}})
+    clear = np.zeros((1, 4, 4), np.uint8)
+    new = augment({"image": clear, "text": "red"}, np.random.default_rng(0))
+    assert set(new["image"].ravel().tolist()) == {211}
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 1)).save(buffer, "PNG")
+    with pytest.raises(BadRecord, match="pixels"):
+        augment({"image": buffer.getvalue(), "text": "red"}, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -112,9 +125,9 @@ def blank(example, rng, to):
         ({"swap_colours": {"colours": {"red": (1, 2, 3), "r": (1, 2, 3)}}}, "two different"),
         ({"swap_colours": {"colours": {"red": (1, 2), "r": (1, 2, 300)}}}, "three numbers"),
         ({"swap_colours": {"colours": COLOURS, "colour": 1}}, "colour"),
-        ({"os:system": {}}, "must take .example, rng"),
+        ({"os:system": {}}, "must take .modalities"),
     ],
 )
 def test_arguments_that_do_not_fit_are_one_line(spec, words):
     with pytest.raises(UserError, match=words):
-        Augment(spec, ("image", "text"))
+        Augment(spec, TOWERS)

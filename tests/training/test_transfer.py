@@ -74,7 +74,7 @@ def test_probe_and_fine_tuning(run, freeze):
     assert not (freeze and any(moved.values()))
 
 
-@pytest.mark.parametrize("place", ["", "/checkpoints/5"])
+@pytest.mark.parametrize("place", ["", "/", "/checkpoints/5", "/checkpoints/5/"])
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_runs_tokenizer_comes_with_it(run, tmp_path, place, remote):
     """Its embeddings are those of its tokens: another tokenizer would give them to other words."""
