@@ -63,6 +63,18 @@ def test_a_source_is_the_same_from_any_kind_of_file(folder):
         assert seen[0] == seen[1] == seen[2] and [r["label"] for r in seen[0]] == labelled
 
 
+def test_classes_that_are_numbers_are_those_of_any_kind_of_file(folder):
+    rows = [dict(ROWS[0], label=i) for i in (1, 2, 10, 11)]
+    for end in ("jsonl", "csv"):
+        write(folder, rows, end)
+        kwargs = dict(rows=f"rows.{end}", splits=dict(train={}), labels=dict(label="label"))
+        found = build_source(
+            "records", "train", dict(root=str(folder), modalities=dict(text="{caption}"), **kwargs)
+        )
+        assert [found[i]["label"] for i in range(4)] == [1, 2, 10, 11]
+        assert found.label_names == [str(i) for i in range(12)]
+
+
 @pytest.mark.parametrize("content, why", [
     (b"a,b\n1,2\n1,2,3\n", "line 3: has 3 fields, but the header 2 .a, b"),
     (b"a,b\n\n'x,y'\n1\n", "line 4: has 1 fields"),

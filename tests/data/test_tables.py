@@ -6,6 +6,7 @@ import json
 import pathlib
 import pickle
 import random
+import re
 import subprocess
 import sys
 
@@ -389,3 +390,21 @@ def test_hugging_face(tmp_path):
     made.add_column("split", ["val", *["train"] * 4]).save_to_disk(str(tmp_path / "told"))
     assert len(HuggingFaceSource("val", str(tmp_path / "told"), COLUMNS)) == 1
     assert len(HuggingFaceSource("one", str(tmp_path / "{split}"), COLUMNS)) == 5
+
+
+@pytest.mark.parametrize("lost, says", [(1, "the split .*1 of 200 rows"), (10, "10 of 200 rows")])
+def test_rows_whose_split_cannot_be_read_are_told(tmp_path, caplog, lost, says):
+    """Up to a hundredth of them; more is an error, as nobody knows what they belong to."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    values = [b"train", b"dev"] * 100
+    values[:lost] = [b"\xff"] * lost
+    table = pa.table({"caption": ["a"] * 200, "split": pa.array(values, pa.binary())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    kwargs = dict(files=str(tmp_path / "t.parquet"), columns=dict(text="caption"))
+    if lost > 2:
+        with pytest.raises(UserError, match=says):
+            build_source("parquet", "train", kwargs)
+        return
+    assert len(build_source("parquet", "train", kwargs)) == 99
+    assert len(build_source("parquet", "dev", kwargs)) == 100
+    assert re.search(says, caplog.text)
