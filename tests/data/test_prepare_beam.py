@@ -7,7 +7,7 @@ import pytest
 from multimodal.data import prepare, prepare_beam
 from multimodal.data.array_record_source import ArrayRecordSource
 from multimodal.errors import UserError
-from tests.data.test_tables import config_of
+from tests.data.test_array_records import config_of
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_npz_with_a_pickle_is_refused(tmp_path):
 def test_pth_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "w.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"pip install '\.\[torch\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[torch\]'"):
         load_file(tmp_path / "w.pth")
 
 
