@@ -86,6 +86,7 @@ def test_training_again_changes_nothing(workdir):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_saved_nothing_does_not_hold_its_workdir(tmp_path):
     args = ("train.py", *SMOKE, "--workdir", tmp_path)
     code, _, err = processes.run(*args, "--config.batch_size=100000")

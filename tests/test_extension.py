@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests import processes
 
 MODULE = '''
@@ -43,6 +45,7 @@ class Colours:
 '''
 
 
+@pytest.mark.slow
 def test_own_objective_and_own_source(tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
     command = [

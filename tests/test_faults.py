@@ -56,6 +56,7 @@ def test_a_damaged_checkpoint_costs_one_interval(reference, tmp_path):
     assert processes.fingerprints(tmp_path, STEPS) == processes.fingerprints(reference, STEPS)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(tmp_path):
     """One of the two batches of each epoch has the poisoned example."""
     args = ("--config", "tests/faulty.py", "--config.steps=6", "--config.save_every=1")

@@ -165,6 +165,7 @@ def test_one_damaged_shard_of_a_thousand(tmp_path, noise, damage, caplog):
     assert ("s-0500.tar" if damage != "missing" else "no image for id '05000'") in caplog.text
 
 
+@pytest.mark.slow
 def test_training_goes_on_beside_a_damaged_shard(tmp_path, noise, caplog):
     from multimodal.config import load_config
     from multimodal.training.loop import train

@@ -165,6 +165,7 @@ def start(folder):
     return subprocess.Popen([sys.executable, "-c", PREPARE, str(folder)])
 
 
+@pytest.mark.slow
 def test_preparing_survives_a_kill_and_a_second_process(tmp_path):
     killed = start(tmp_path)
     deadline = time.time() + 30

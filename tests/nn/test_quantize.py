@@ -40,7 +40,10 @@ def loss(model, params, batch):
 
 
 @pytest.mark.parametrize(("kind", "short"), [("int8", "i8["), ("fp8", "f8_e4m3fn[")])
-@pytest.mark.parametrize("overrides", [(), SCAN], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param((), id="unrolled", marks=pytest.mark.slow), pytest.param(SCAN, id="scanned")],
+)
 def test_values_and_gradients_stay_close(batch, kind, short, overrides):
     pytest.importorskip("qwix", reason="the extra quantize is not installed")
     exact, small = model_of("", overrides), model_of(kind, overrides)

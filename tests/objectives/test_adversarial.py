@@ -168,6 +168,7 @@ def game(critic_steps):
     return b, step
 
 
+@pytest.mark.slow
 def test_players_take_turns():
     """Two steps of the critic, one of all the rest; Adam's moments rest as well."""
     b, step = game(2)
@@ -242,6 +243,7 @@ def test_alignment_closes_a_gap(target):
     assert jnp.linalg.norm(end["shift"]["a"] - end["shift"]["b"]) < 1.0  # from 4.0
 
 
+@pytest.mark.slow
 def test_the_generator_has_an_average():
     """config.ema keeps an exponential moving average of the generator, fusion and towers alike."""
     b = laws.Bench("generator", ema={"decay": 0.75})

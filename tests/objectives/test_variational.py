@@ -27,6 +27,7 @@ def test_divergence_is_the_expected_log_ratio():
     assert kl_to_normal(jnp.zeros((1, 2)), jnp.zeros((1, 2)))[0] == 0
 
 
+@pytest.mark.slow
 def test_it_learns_to_reconstruct_and_needs_room_for_noise():
     b = laws.Bench("elbo", optim={"lr": {"peak": 3e-2, "warmup": 0}}, steps=200)
     state, batch = b.state, laws.tiny_batch()
