@@ -16,30 +16,9 @@ import re
 
 import numpy as np
 
-COLOURS = {"Yellow": "yellow", "Black": "black", "#0099ff": "blue"}
-SHAPES = ("square", "circle", "triangle")
+from multimodal.data.nlvr import NAMES, facts
+
 NUMBERS = dict(zip(("one", "two", "three", "four", "five", "six"), "123456"))
-
-
-def facts(boxes):
-    """What holds in a picture: names of counts of objects by colour and shape, of its towers."""
-    boxes = [[(COLOURS[o["color"]], o["type"], o["y_loc"]) for o in box] for box in boxes]
-    found = set()
-    for colour, shape in itertools.product((None, *COLOURS.values()), (None, *SHAPES)):
-        counts = [
-            sum(colour in (None, c) and shape in (None, s) for c, s, _ in box) for box in boxes
-        ]
-        name = f"{colour} {shape}"
-        found |= {f"{name} in all {sum(counts)}", f"{name} at most {max(counts)}"}
-        found |= {f"{name} in all over {k}" for k in range(sum(counts))}
-        found |= {f"{name} in a box {k}" for k in counts}
-        found |= {f"{name} in boxes {sum(map(bool, counts))}"}
-    for box in boxes:
-        if box and all(shape == "square" for _, shape, _ in box):
-            tower = sorted(box, key=lambda o: o[2])
-            found |= {f"top {tower[0][0]}", f"base {tower[-1][0]}", f"tower {len(box)}"}
-            found |= {f"{len(box)} top {tower[0][0]}", f"{len(box)} base {tower[-1][0]}"}
-    return found
 
 
 def words(sentence):
@@ -58,11 +37,10 @@ def matrix(sets, least):
 
 def exchanged(row, colours):
     """A row whose yellow, black and blue are now `colours`, in picture and sentence."""
-    new = dict(zip(COLOURS.values(), colours))
-    keys = {name: key for key, name in COLOURS.items()}
+    new = dict(zip(NAMES.values(), colours))
+    keys = {name: key for key, name in NAMES.items()}
     boxes = [
-        [o | {"color": keys[new[COLOURS[o["color"]]]]} for o in box]
-        for box in row["structured_rep"]
+        [o | {"color": keys[new[NAMES[o["color"]]]]} for o in box] for box in row["structured_rep"]
     ]
     text = re.sub("|".join(new), lambda m: new[m.group()], row["sentence"].lower())
     return {"structured_rep": boxes, "sentence": text}
@@ -73,7 +51,7 @@ def kernel(rows, orders):
     colours (all six make it blind to which colour is which); and the numbers of facts and words.
     """
     every = [exchanged(r, colours) for colours in orders for r in rows]
-    x = matrix([facts(r["structured_rep"]) for r in every], 5)
+    x = matrix([facts(r) for r in every], 5)
     t = matrix([words(r["sentence"]) for r in every], 20)
     x = ((x - x.mean(0)) / (x.std(0) + 0.1)).astype(np.float32)
     t = (t / np.sqrt(np.maximum(t.sum(1, keepdims=True), 1))).astype(np.float32)
@@ -104,7 +82,7 @@ def main():
     split = np.array([r["split"] == "train" for r in rows])
     print(f"{len(rows)} sets of {len(sentences)} sentences")
     print(f"majority: {np.mean(y > 0):.3f} of all, {np.mean(y[~split] > 0):.3f} of the val split")
-    names = tuple(COLOURS.values())
+    names = tuple(NAMES.values())
     for title, orders in (
         ("as they are", [names]),
         ("colours exchanged", list(itertools.permutations(names))),

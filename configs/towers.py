@@ -14,6 +14,10 @@ def image_tower(**changes):
     c.encoder = "vit"  # a name in nn/encoders.py
     c.size = sides(64)  # pixels, a number or (height, width)
     c.patch = sides(16)  # likewise; fills the size without a rest
+    # What makes tokens of pixels: 'patch': a dense layer on each patch; 'conv': convolutions of
+    # stride 2, as many as make one of a patch, which must be a power of two (Xiao et al. 2021):
+    # learns small shapes from few pictures
+    c.stem = "patch"
     c.width = 192
     c.depth = 4
     c.heads = 3

@@ -6,6 +6,7 @@ import importlib.machinery
 import json
 import os
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -13,7 +14,8 @@ from ml_collections import ConfigDict
 
 from multimodal.errors import UserError
 
-NEWER = (("data.augment", {}),)  # keys, with their defaults, that stored configs may lack
+# Keys, with their defaults, that stored configs may lack.
+NEWER = (("data.augment", {}), ("modalities.*.stem", "patch"))
 # Keys that change how a run goes, not what it computes: they may differ when it is resumed.
 FREE_KEYS = (
     "log_every",
@@ -280,4 +282,5 @@ def _plain(flat):
         k: _tuples(json.loads(json.dumps(v.to_dict() if hasattr(v, "to_dict") else v)))
         for k, v in flat.items()
     }
-    return {k: v for k, v in plain.items() if (k, v) not in NEWER}
+    any_tower = re.compile(r"^modalities\.[^.]+\.")
+    return {k: v for k, v in plain.items() if (any_tower.sub("modalities.*.", k), v) not in NEWER}

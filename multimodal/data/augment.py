@@ -1,9 +1,9 @@
 """Augmentations of whole examples: what must change in several modalities at once.
 
 `config.data.augment` has a name -> arguments; the name is one here, or `fn` among the arguments is
-one or `package.module:build`. `build(modalities, **arguments)`, where modalities are those of the
-config, gives a function `augment(example, rng)` from a source's raw values to others. Training
-calls it before the modalities' own transforms.
+one or `package.module:build`. `build(modalities, classes, **arguments)`, of the config's modalities
+and the names of the classes of each label, gives a function `augment(example, rng)` from a source's
+raw values to others. Training calls it before the modalities' own transforms.
 """
 
 import re
@@ -33,19 +33,20 @@ class Augment:
     Args:
       spec: name -> arguments.
       modalities: config.modalities.
+      classes: label key -> names of its classes, of the labels whose classes have names.
     Raises: UserError for an unknown name, or arguments that do not fit.
     """
 
-    def __init__(self, spec, modalities):
-        self._steps = []
+    def __init__(self, spec, modalities, classes=None):
+        self._steps, classes = [], classes or {}
         for name, kwargs in spec.items():
             where = f"config.data.augment.{name}"
             if not hasattr(kwargs, "keys"):
                 raise UserError(f"{where} is {kwargs!r:.60}: give a dict of its arguments")
             kwargs = dict(kwargs)
-            build = lookup(AUGMENTS, kwargs.pop("fn", name), where, takes=("modalities",))
+            build = lookup(AUGMENTS, kwargs.pop("fn", name), where, takes=("modalities", "classes"))
             try:
-                self._steps.append(build(modalities, **kwargs))
+                self._steps.append(build(modalities, classes, **kwargs))
             except (TypeError, ValueError) as e:
                 raise UserError(f"{where}: {e}") from None
 
@@ -57,7 +58,7 @@ class Augment:
 
 @register("swap_colours")
 class SwapColours:
-    """Exchanges flat colours of a drawing at random, and their names in its texts with them.
+    """Exchanges flat colours of a drawing at random, and their names in its texts and classes.
 
     What is said of a picture stays as true as it was; a model can no longer learn a sentence by
     heart, and learns of each colour what is said of any.
@@ -68,7 +69,7 @@ class SwapColours:
     Raises: ValueError for other arguments.
     """
 
-    def __init__(self, modalities, colours, image="image", text="text"):
+    def __init__(self, modalities, classes, colours, image="image", text="text"):
         for m in (image, text):
             if m not in modalities:
                 raise ValueError(f"no modality {m!r}; there are {', '.join(modalities)}")
@@ -82,6 +83,12 @@ class SwapColours:
         tower = modalities[image]  # pictures are read as its transform reads them
         self._background = tuple(tower.get("background", (255, 255, 255)))
         self._max_pixels = tower.get("max_pixels", MAX_PIXELS)
+        self._classes = {k: v for k, v in classes.items() if any(map(self._words.search, v))}
+        self._tables = {}
+        for i in range(1, len(self._names)):  # exchanges of neighbours make up all others
+            order = list(range(len(self._names)))
+            order[i - 1 : i + 1] = i, i - 1
+            self._relabelled(order)
 
     def __call__(self, example, rng):
         if self._image not in example or self._text not in example:
@@ -89,10 +96,36 @@ class SwapColours:
         order = rng.permutation(len(self._names))
         captions = example[self._text]
         several = isinstance(captions, list | tuple)
-        new = {name: self._names[i] for name, i in zip(self._names, order, strict=True)}
+        new = self._renamed(order)
         texts = [self._rename(c, new) for c in captions] if several else self._rename(captions, new)
         image = self._paint(example[self._image], order)
-        return {**example, self._image: image, self._text: texts}
+        tables = self._relabelled(order)
+        labels = {k: _relabel(example[k], table) for k, table in tables.items() if k in example}
+        return {**example, **labels, self._image: image, self._text: texts}
+
+    def _renamed(self, order):
+        return {name: self._names[i] for name, i in zip(self._names, order, strict=True)}
+
+    def _relabelled(self, order):
+        """{label's key: the class that each class becomes}, of the labels that colours name."""
+        order = tuple(map(int, order))
+        tables = self._tables.get(order)
+        if tables is None:
+            new = self._renamed(order)
+            tables = {k: self._exchange(k, names, new) for k, names in self._classes.items()}
+            if len(self._tables) < 1000:
+                self._tables[order] = tables
+        return tables
+
+    def _exchange(self, key, names, new):
+        places = {name: i for i, name in enumerate(names)}
+        renamed = [self._rename(name, new) for name in names]
+        for name, other in zip(names, renamed):
+            if other not in places:
+                raise ValueError(
+                    f"{key} has a class {name!r} and none {other!r} to exchange it for"
+                )
+        return np.array([places[name] for name in renamed])
 
     def _paint(self, image, order):
         pixels = decode_image(image, self._background, self._max_pixels)
@@ -105,6 +138,17 @@ class SwapColours:
         if not isinstance(caption, str):
             raise BadRecord(f"caption must be a text, not {caption!r:.40}")
         return self._words.sub(lambda m: new.get(m[0].lower(), m[0]), caption)
+
+
+def _relabel(label, table):
+    """A label (a class, -1 for unknown, or [C] of 0 and 1) whose class i is now table[i]."""
+    if np.ndim(label) == 0:
+        return int(table[label]) if 0 <= label < len(table) else label
+    if len(label) != len(table):
+        raise BadRecord(f"a label has {len(label)} classes where {len(table)} have names")
+    new = np.zeros_like(label)
+    new[table] = label
+    return new
 
 
 def _check_colours(colours):

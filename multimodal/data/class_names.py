@@ -6,12 +6,17 @@ import pathlib
 from multimodal import paths
 
 
+def class_names(source) -> dict[str, list[str]]:
+    """{label's key: names of its classes}, of the labels whose classes a source has names of."""
+    known = {"label": getattr(source, "label_names", None)}
+    known |= getattr(source, "targets", None) or {}
+    return {k: [str(n) for n in v] for k, v in known.items() if v}
+
+
 def write_class_names(workdir, config, source):
     """Write classes.json, as the run's training data tells; nothing where it does not."""
     wanted = {c.target for c in config.model.get("classifiers", {}).values()}
-    known = {"label": source.label_names} if getattr(source, "label_names", None) else {}
-    known |= getattr(source, "targets", None) or {}
-    names = {k: [str(n) for n in v] for k, v in known.items() if v and k in wanted}
+    names = {k: v for k, v in class_names(source).items() if k in wanted}
     if names:
         text = json.dumps(names, indent=1) + "\n"
         paths.write(pathlib.Path(workdir, "classes.json"), text.encode())

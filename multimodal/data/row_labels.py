@@ -6,15 +6,17 @@ from multimodal import paths
 from multimodal.data.row_template import check_fields, get_field, word
 from multimodal.data.sources import read_label_names
 from multimodal.errors import UserError
-from multimodal.registry import nearest
+from multimodal.registry import lookup, nearest
 
-_KEYS = ("field", "names", "names_field", "multi")
+_KEYS = ("field", "fn", "names", "names_field", "multi")
 _MOST_CLASSES = 100_000
 
 
 class Labels:
     """The labels of one key: `names` of the classes, and `of(row)`.
 
+    The value is the row's `field`, or what `fn` (`package.module:function(row)`) makes of the row;
+    the function may have `names`.
     An integer is a class itself; any other value (text, true, false) is looked up among the names,
     and a number that is a text, as in tables, is a class where it is no name. Unknown is -1, but
     not for all rows. Names are those of the spec (a list, or a file below the root, one a line), or
@@ -27,11 +29,14 @@ class Labels:
         for key in spec:
             if key not in _KEYS:
                 raise UserError(f"{where}: unknown key {key!r}{nearest(key, _KEYS)}")
-        self._field, self._where = spec.get("field", ""), where
-        self._multi = bool(spec.get("multi", False))
-        check_fields([self._field], rows, where)
+        self._field, self._where = spec.get("fn", spec.get("field", "")), where
+        self._multi, self._function = bool(spec.get("multi", False)), None
+        if "fn" in spec:
+            self._function = lookup({}, spec["fn"], f"{where}.fn", takes=("row",))
+        else:
+            check_fields([self._field], rows, where)
         values = [v for row in rows for v in self._values(row)]
-        names = spec.get("names")
+        names = spec.get("names", getattr(self._function, "names", None))
         names = paths.join(root, names) if names and isinstance(names, str) else names
         self.names = read_label_names(names) or self._find_names(rows, values, spec)
         self._numbers = {name: i for i, name in enumerate(self.names)}
@@ -54,7 +59,7 @@ class Labels:
         return out
 
     def _values(self, row):
-        value = get_field(row, self._field)
+        value = self._computed(row) if self._function else get_field(row, self._field)
         if isinstance(value, list) and not self._multi:
             raise UserError(
                 f"{self._where}: field {self._field!r} is a list: set multi=True, or name one of "
@@ -66,6 +71,16 @@ class Labels:
             for v in values
             if v is not None
         ]
+
+    def _computed(self, row):
+        """What the function makes of a row: a name or number, or a list of them."""
+        try:
+            value = self._function(row)
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            raise UserError(
+                f"{self._where}: {self._field} fails with {e!r:.100} for the row {row!r:.100}"
+            ) from None
+        return sorted(value) if isinstance(value, set | tuple) else value
 
     def _number(self, value):
         if _is_number(value):

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from multimodal.errors import UserError
 from multimodal.interop.engine import Entry, Table
 from multimodal.interop.posembed import resize_grid, resize_line
 from multimodal.interop.transforms import (
@@ -142,7 +143,11 @@ def line(x, shape, keep=0):
 
 
 def patches(p, o, c):
-    """The patch embedding."""
+    """The patch embedding. Raises UserError for a tower that has a convolutional stem instead."""
+    if c.get("stem", "patch") != "patch":
+        raise UserError(
+            f"modalities.*.stem is {c['stem']!r}, and the weights have patches: 'patch'"
+        )
     return dense(p, f"{o}/patch_embed", c["patch_bias"], Conv((c["patch"], c["patch"])))
 
 

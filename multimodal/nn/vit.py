@@ -9,6 +9,7 @@ from flax import linen as nn
 from multimodal.config import pair
 from multimodal.errors import UserError
 from multimodal.nn.layers import (
+    ACTIVATIONS,
     Attention,
     BlockConfig,
     Mlp,
@@ -167,7 +168,7 @@ class PatchTransformer(nn.Module):
 
 class ViT(PatchTransformer):
     """Vision Transformer (Dosovitskiy et al. 2021) with the switches that CLIP, ALBEF/DeiT, SigLIP,
-    DINOv2 and BLIP need.
+    DINOv2 and BLIP need, and a convolutional stem.
 
     Takes uint8 images [B, H, W, 3], normalised here on the device, or floats taken as they are.
     Raises UserError where the image is not of that size.
@@ -176,6 +177,7 @@ class ViT(PatchTransformer):
     size: int | tuple[int, int] = 224  # pixels, a number or (down, across)
     patch: int | tuple[int, int] = 16
     patch_bias: bool = True
+    stem: str = "patch"  # 'patch' | 'conv'
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -187,7 +189,20 @@ class ViT(PatchTransformer):
                 f"image: the model takes {height}x{width} pixels, the batch has "
                 f"{image.shape[1]}x{image.shape[2]}: set modalities.image.size to the data's size"
             )
-        x = nn.Dense(self.width, use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")(
-            patchify(normalize(image, self.mean, self.std, self.dtype), self.patch)
-        )
-        return self.transform(x, present, keys)
+        x, patch = normalize(image, self.mean, self.std, self.dtype), self.patch
+        if self.stem == "conv":
+            x, patch = self._convolve(x), 1
+        embed = nn.Dense(self.width, use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")
+        return self.transform(embed(patchify(x, patch)), present, keys)
+
+    def _convolve(self, x):
+        """[B, H, W, 3] -> [B, H/p, W/p, D]: 3 x 3 convolutions of stride 2, each twice as wide as
+        the one before, up to the width (Xiao et al. 2021, section 4). They are followed by
+        LayerNorm, not by the paper's batch normalisation: an example must not depend on others.
+        """
+        count = pair(self.patch)[0].bit_length() - 1
+        for i in range(count):
+            channels = max(8, self.width >> (count - 1 - i))
+            conv = nn.Conv(channels, (3, 3), 2, padding=1, dtype=self.dtype, name=f"stem_{i}")
+            x = ACTIVATIONS[self.act](layer_norm(self.eps, self.dtype, f"stem_norm_{i}")(conv(x)))
+        return x

@@ -12,6 +12,7 @@ import numpy as np
 from multimodal import objectives
 from multimodal.data import fast_image
 from multimodal.data.augment import Augment
+from multimodal.data.class_names import class_names
 from multimodal.data.pipeline import Pipeline
 from multimodal.data.sources import build_source, texts_of
 from multimodal.data.tokenizer import Tokenizer, train_tokenizer
@@ -122,8 +123,15 @@ def get_pipeline(config, source, tokenizer):
         workers=config.data.workers,
         max_bad_share=config.data.max_bad_share,
         classes={c.target: c.classes for c in config.model.classifiers.values()},
-        augment=Augment(config.data.augment, config.modalities) if config.data.augment else None,
+        augment=get_augment(config, source),
     )
+
+
+def get_augment(config, source):
+    """What changes whole examples in training, or None."""
+    if not config.data.augment:
+        return None
+    return Augment(config.data.augment, config.modalities, class_names(source))
 
 
 def get_objectives(config, tokenizer):

@@ -93,6 +93,12 @@ def check_tower(where, c, model):
         n > 0 and p > 0 and n % p == 0 for n, p in zip(pair(c.size), pair(c.patch))
     ):
         raise UserError(f"config.{where}: size {c.size} is no multiple of patch {c.patch}")
+    one_of(f"{where}.stem", c.get("stem", "patch"), ("patch", "conv"))
+    down, across = pair(c.get("patch", 2))
+    if c.get("stem") == "conv" and (down != across or down < 2 or down & (down - 1)):
+        raise UserError(
+            f"config.{where}: stem 'conv' halves the picture: patch {c.patch} is no power of two"
+        )
     if c.encoder != "vit" and not isinstance(c.get("size", 0), int):
         raise UserError(f"config.{where}.size is {c.size}: only images have a height and a width")
     if c.encoder == "text" and c.positions and c.positions < c.max_length:

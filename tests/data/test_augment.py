@@ -54,6 +54,28 @@ def test_colours_and_their_names_change_alike(encoded):
         np.testing.assert_array_equal(example["image"], drawing("red", "blue", "red"))
 
 
+def test_labels_change_with_the_colours_that_name_their_classes():
+    names = {"label": ["a red dot", "a green dot", "a blue dot", "none"], "label_other": ["x", "y"]}
+    names["label_many"] = [f"{c} {k}" for k in (1, 2) for c in COLOURS]
+    augment = Augment(SPEC, TOWERS, names)
+    many = np.array([1, 0, 0, 0, 1, 1], np.uint8)  # red 1, green 2, blue 2
+    example = {"image": drawing("red"), "text": "red green blue", "label_other": 1}
+    example |= {"label": 0, "label_many": many}
+    for seed in range(20):
+        new = augment(example, np.random.default_rng(seed))
+        red, green, blue = new["text"].split()
+        assert names["label"][new["label"]] == f"a {red} dot" and new["label_other"] == 1
+        there = {names["label_many"][i] for i in np.flatnonzero(new["label_many"])}
+        assert there == {f"{red} 1", f"{green} 2", f"{blue} 2"}
+        for label in (-1, 3):
+            assert (
+                augment(example | {"label": label}, np.random.default_rng(seed))["label"] == label
+            )
+    assert many.tolist() == [1, 0, 0, 0, 1, 1]
+    with pytest.raises(UserError, match="label has a class 'a .* dot' and none 'a .* dot'"):
+        Augment(SPEC, TOWERS, {"label": ["a red dot", "a blue dot"]})
+
+
 def test_an_example_without_one_of_them_stays():
     augment = Augment(SPEC, TOWERS)
     for example in ({"text": "red"}, {"image": drawing("red")}):
@@ -95,7 +117,7 @@ def test_from_a_config_by_import_path_and_command_line():
     assert not nlvr.data.augment and load_config("configs/nlvr.py").data.augment
 
 
-def blank(modalities, to):
+def blank(modalities, classes, to):
     """An augmentation of a fork."""
     return lambda example, rng: {**example, "text": to}
 

@@ -87,6 +87,33 @@ def test_labels(root):
     assert build(root, "val", labels=dict(label_n=dict(field="n", names=["a"])))[0]["label_n"] == -1
 
 
+def counts(row):
+    """A label that a fork computes."""
+    return {f"over {k}" for k in range(row["n"])}
+
+
+counts.names = ("over 0", "over 1", "over 5")
+
+
+def fails(row):
+    return row["nmae"]
+
+
+def length(row):
+    return len(row["kind"]) % 2
+
+
+def test_labels_made_by_a_function(root):
+    here = "tests.data.test_records"
+    labels = dict(label=f"{here}:length", label_n=dict(fn=f"{here}:counts", multi=True))
+    labels["label"] = dict(fn=labels["label"], names=("even", "odd"))
+    source = build(root, labels=labels)
+    assert source.targets == {"label": ["even", "odd"], "label_n": list(counts.names)}
+    assert [e["label"] for e in every(source)] == [1, 1, 1]
+    assert [e["label_n"].tolist() for e in every(source)] == [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert build(root, "val", labels=labels)[0]["label_n"].tolist() == [1, 1, 0]
+
+
 def test_ids_are_the_same_in_every_split(root):
     assert [e["id"] for e in every(build(root, id="{kind}"))] == [0, 1, 0]
     assert [e["id"] for e in every(build(root))] == [0, 1, 2] and build(root, "val")[0]["id"] == 3
@@ -217,6 +244,9 @@ def test_splits_and_conditions(root):
     (dict(labels=dict(label=dict(field="kind", name=["a"]))), "did you mean names"),
     (dict(labels=dict(label=dict(field="kind", names=["a", "a"]))), "twice"),
     (dict(labels=dict(label=dict(field="kind", names="none.txt"))), "cannot read"),
+    (dict(labels=dict(label=dict(fn="os:system"))), "must take .row, ...."),
+    (dict(labels=dict(label=dict(fn="tests.data.test_records:counts"))), "set multi=True"),
+    (dict(labels=dict(label=dict(fn="tests.data.test_records:fails"))), "fails with KeyError"),
     (dict(id="{idd}"), "did you mean id"),
     (dict(expand=dict(kind=["a"])), "the rows have a field of that name"),
     (dict(expand=dict(k=0)), "give a list of values or a number"),

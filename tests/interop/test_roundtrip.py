@@ -124,6 +124,13 @@ def test_export_refuses_another_architecture():
         export_weights(random_params(cfg), cfg, "clip_hf")
 
 
+def test_export_refuses_a_convolutional_stem():
+    image = CLIP["modalities"]["image"] | {"stem": "conv"}
+    cfg = CLIP | {"modalities": CLIP["modalities"] | {"image": image}}
+    with pytest.raises(UserError, match="stem"):
+        export_weights(random_params(cfg), cfg, "clip_hf")
+
+
 def test_export_refuses_what_has_no_name():
     with pytest.raises(UserError, match="no name for .*encoder_text"):
         export_weights(random_params(CLIP), CLIP, "clip_vision_hf")

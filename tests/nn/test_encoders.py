@@ -269,6 +269,28 @@ def test_block_config_takes_a_modules_fields():
     assert (c.norm, c.layer_scale, c.dtype, c.key_bias) == ("pre", 0.5, "bfloat16", True)
 
 
+def test_a_convolutional_stem_sees_patterns_wherever_they_are():
+    """One token a patch; a picture moved by a patch has moved tokens, away from its border."""
+    plain = dict(class_token=False, pool="none", final_norm="none", depth=0)
+    tower = build_encoder(image_tower(**BLOCKS | plain, size=(32, 64), patch=8, stem="conv"))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3), np.uint8)
+    params = tower.init(jax.random.key(0), pixels, jnp.ones(2, bool))["params"]
+    kernels = [params[f"stem_{i}"]["kernel"].shape for i in range(3)]
+    assert kernels == [(3, 3, 3, 8), (3, 3, 8, 8), (3, 3, 8, 12)]
+    params["pos_embed"] = jnp.zeros_like(params["pos_embed"])
+
+    def tokens(pixels):
+        found = run(tower, {"params": params | {"stack": {}}}, pixels)[0].x
+        return found.reshape(2, 4, 8, 12)
+
+    moved = np.roll(pixels, (8, 8), (1, 2))
+    close(tokens(moved)[:, 2:, 2:], tokens(pixels)[:, 1:-1, 1:-1])
+    assert not np.allclose(tokens(pixels)[:, 1:-1, 1:-1], tokens(pixels)[:, 2:, 2:], atol=1e-3)
+    # each example by itself: no statistics of the batch
+    other = np.concatenate([pixels[:1], moved[1:]])
+    np.testing.assert_array_equal(tokens(other)[0], tokens(pixels)[0])
+
+
 def test_text_positions_and_padding_of_roberta():
     """Row 2 is the first token's; id 1 is padding, and what it holds does not matter."""
     cfg = text_tower(**BLOCKS, vocab_size=9, max_length=4, position_offset=2, pad_id=1)

@@ -135,13 +135,18 @@ def read_config_of(tmp_path, config):
 
 
 def test_a_run_that_is_older_than_a_key_goes_on():
-    """Where the key is empty, as `data.augment` is by default."""
+    """Where the key is empty, as `data.augment` is by default, or says what was always done."""
     new = load_config("configs/emoji.py")
     old = load_config("configs/emoji.py")
     with old.unlocked():
-        del old.data.augment
+        del old.data.augment, old.modalities.image.stem
     check_same(new, old)
     with new.unlocked():
         new.data.augment.mine = {}
     with pytest.raises(UserError, match="data.augment"):
+        check_same(new, old)
+    with new.unlocked():
+        new.data.augment = {}
+        new.modalities.image.stem = "conv"
+    with pytest.raises(UserError, match=r"modalities.image.stem \(absent -> conv\)"):
         check_same(new, old)
