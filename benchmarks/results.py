@@ -77,7 +77,7 @@ def experiments():
         shown = [f"{s}/text_to_image/r1" for s in splits]
         shown += [f"unseen_style/gap/image_text/{k}" for k in ("centroid", "probe")]
         add(f"styles/{word or 'clip'}", f"configs/emoji_styles.py:{word}", (), shown)
-    for word in ("", "image", "text"):
+    for word in ("", "blind", "image", "text"):
         name = f"true-or-false/{word or 'both'}"
         add(name, f"configs/nlvr.py:{word}", (), ["val/classify/truth/accuracy"])
     return found

@@ -14,7 +14,7 @@ from multimodal.data import nlvr
 def get_config(arg=""):
     words = common.words_of(arg, ("image", "text", "blind", "smoke"))
     c = common.base()
-    c.steps, c.batch_size, c.optim.lr.peak = 1500, 64, 2e-3
+    c.steps, c.batch_size, c.optim.lr.peak = 600, 64, 2e-3
     sizes = dict(width=96, heads=4, mlp_dim=384, depth=1)
     c.modalities.image = common.image_tower(
         size=(48, 192), patch=16, stem="conv", class_token=False, pool="map", final_norm="none",

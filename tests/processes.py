@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -34,13 +33,6 @@ def several(count, *args, devices=1, grace=20):
     """Start train.py as `count` processes by launch/local.py; returns the Popen."""
     command = ["-n", count, "--grace", grace, "--", sys.executable, "train.py", *args]
     return start("launch/local.py", *command, devices=devices)
-
-
-def free_port():
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
 
 
 def pids(workdir):

@@ -79,7 +79,7 @@ class SwapColours:
         self._rgb = np.array([colours[name] for name in self._names], np.uint8)
         longest = sorted(self._names, key=len, reverse=True)
         words = "|".join(map(re.escape, longest))
-        self._words = re.compile(rf"\b({words})\b", re.IGNORECASE)
+        self._words = re.compile(rf"\b({words})(s?)\b", re.IGNORECASE)  # 'two blues' as well
         tower = modalities[image]  # pictures are read as its transform reads them
         self._background = tuple(tower.get("background", (255, 255, 255)))
         self._max_pixels = tower.get("max_pixels", MAX_PIXELS)
@@ -137,7 +137,7 @@ class SwapColours:
     def _rename(self, caption, new):
         if not isinstance(caption, str):
             raise BadRecord(f"caption must be a text, not {caption!r:.40}")
-        return self._words.sub(lambda m: new.get(m[0].lower(), m[0]), caption)
+        return self._words.sub(lambda m: new.get(m[1].lower(), m[1]) + m[2], caption)
 
 
 def _relabel(label, table):

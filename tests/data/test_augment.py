@@ -40,12 +40,12 @@ def test_colours_and_their_names_change_alike(encoded):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
         image = buffer.getvalue()
-    example = {"image": image, "text": ["Red, blue, red; redder", "no colour"], "label": 1}
+    example = {"image": image, "text": ["Red, blues, red; redder", "no colour"], "label": 1}
     for seed in range(100):
         new = augment(example, np.random.default_rng(seed))
         a, b, c, *rest = named(new["image"])
         assert a == c != b and rest == [None, None]
-        assert new["text"] == [f"{a}, {b}, {c}; redder", "no colour"]
+        assert new["text"] == [f"{a}, {b}s, {c}; redder", "no colour"]
         assert new["label"] == 1
         np.testing.assert_array_equal(new["image"][0, 3:], [[255, 255, 255], [254, 0, 0]])
         seen.add((a, b))

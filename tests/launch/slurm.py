@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 
+from launch.local import free_port
 from tests import processes
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel")
@@ -147,7 +148,7 @@ def _write_configuration(folder):
     text = CONF.format(
         first_job=random.randrange(1, 4000),  # jax makes a port of it: other tests may run
         host=host,
-        ports=[processes.free_port() for _ in range(3)],
+        ports=[free_port() for _ in range(3)],
         folder=folder,
         user=getpass.getuser(),
         nodes=NODES,

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from launch.local import free_port
 from multimodal.cli import parse_args
 from multimodal.config import load_config
 from tests import processes
@@ -99,7 +100,7 @@ def test_skypilot(yaml, checkout):
     assert task["workdir"] == "."  # without it no checkout comes to the machines
     env = {"SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2\n", "SKYPILOT_NUM_NODES": "2"}
     assert ":8476" in task["run"]
-    text = task["run"].replace(":8476", f":{processes.free_port()}")  # it may be in use here
+    text = task["run"].replace(":8476", f":{free_port()}")  # it may be in use here
     started = [bash(text, checkout, **env, SKYPILOT_NODE_RANK=str(i)) for i in range(2)]
     check_both_join(started)
 
@@ -113,7 +114,7 @@ def test_jobset(yaml, checkout):
     first = f"{name}-{job['name']}-0-0.{name}"  # as JobSet names the first pod
     given = {e["name"]: e["value"] for e in train["env"] if "value" in e}
     assert given["JAX_COORDINATOR_ADDRESS"] == f"{first}:8476"
-    given["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{processes.free_port()}"
+    given["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
     [index] = [e for e in train["env"] if "valueFrom" in e]
     assert "job-completion-index" in index["valueFrom"]["fieldRef"]["fieldPath"]
     assert int(given["JAX_NUM_PROCESSES"]) == spec["parallelism"] == spec["completions"] == 2
