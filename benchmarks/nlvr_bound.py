@@ -2,7 +2,7 @@
 
     python -m benchmarks.nlvr_bound [--root ../shared/data/nlvr]
 
-Kernel ridge regression on products of words and of counts of the true objects (`structured_rep`):
+Kernel ridge regression on products of words and of facts of the true objects (`structured_rep`):
 no pixel has to be understood. Five folds over the sentences, and the validation split; with
 examples as they are, and with each in all six exchanges of its colours, in picture and sentence.
 """

@@ -326,5 +326,5 @@ def use_toy(c):
         if m.encoder == "spectrogram":
             m.update(sample_rate=8000, seconds=0.5, fmax=0.0)
     for one in c.model.classifiers.values():
-        one.update(target="label", classes=8)
+        one.update(target="label", classes=8, multi=False)
     return c

@@ -2,17 +2,21 @@
 
 The joint representation of image and text, their outer product, is classified. True and false
 alone teach nobody to see, so the image tower also learns what the picture holds (`facts`, from the
-objects that come with training pictures; evaluation needs them for that metric only); and colours
-are exchanged in picture, sentence and facts. Variants: `image` and `text` (one modality alone),
-`blind` (without the facts), `smoke`.
+objects that come with each picture); true or false is told from picture and sentence alone. Colours
+are exchanged in picture, sentence and facts. Variants: `image` and `text` (one modality alone, no
+exchange), `blind` (without the facts, for data that lacks them), `smoke`.
 """
 
 from configs import common
 from multimodal.data import nlvr
+from multimodal.data.builders import toy
+from multimodal.errors import UserError
 
 
 def get_config(arg=""):
     words = common.words_of(arg, ("image", "text", "blind", "smoke"))
+    if {"image", "text"} <= set(words):
+        raise UserError("configs/nlvr.py: 'image' and 'text' are one modality alone: name one")
     c = common.base()
     c.steps, c.batch_size, c.optim.lr.peak = 600, 64, 2e-3
     sizes = dict(width=96, heads=4, mlp_dim=384, depth=1)
@@ -51,7 +55,11 @@ def get_config(arg=""):
             del c.data.augment.swap_colours
     if "image" in c.modalities and "blind" not in words:
         look(c)
-    return common.smoke(c) if "smoke" in words else c
+    if "smoke" in words:
+        common.smoke(c)
+        if c.data.augment:
+            c.data.augment.swap_colours = dict(colours=toy.COLOURS)
+    return c
 
 
 def look(c):

@@ -227,14 +227,26 @@ def _check_imports(path, flat):
     """Raise UserError where a stored config has an import path that leads into its own folder."""
     folder = path.resolve().parent
     for key, value in flat.items():
-        names = [w for w in key.split(".") if ":" in w]  # an objective's name is its function's
-        for word in (*names, *(value if isinstance(value, tuple) else (value,))):
-            module = word.partition(":")[0] if isinstance(word, str) and ":" in word else ""
+        # An objective's name is its function's.
+        for word in (*key.split("."), *_texts(value)):
+            module = word.partition(":")[0] if ":" in word else ""
             if module and any(folder in p.parents or p == folder for p in _places(module)):
                 raise UserError(
                     f"{path}: {key} names {word!r}, code in the run's own folder, which is data: "
                     "put the module elsewhere, on PYTHONPATH"
                 )
+
+
+def _texts(value):
+    """All texts in a value, however deep in lists and dicts, their keys as well."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _texts(inner)
+    elif hasattr(value, "items"):
+        for key, inner in value.items():
+            yield from (*_texts(key), *_texts(inner))
 
 
 def _places(module):

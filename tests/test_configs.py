@@ -22,7 +22,7 @@ OWN = {  # variants of the configs that are not recipes over an image and a text
     "av_digits.py": [*av_digits.CHANGES, "degraded,missing"],
     "esc10.py": ["3", "zeroshot"],
     "grid.py": ["fusion", "binding"],
-    "nlvr.py": ["image", "text"],
+    "nlvr.py": ["image", "text", "blind"],
 }
 CASES = [(f, v) for f in FILES for v in ["", *OWN.get(f, RECIPES)]]
 

@@ -60,7 +60,7 @@ def store(folder, config):
 
 
 @pytest.mark.parametrize("name", ["hostile:Source", "hostile: Source", "a.run.hostile:Source"])
-@pytest.mark.parametrize("place", ["value", "list", "key"])
+@pytest.mark.parametrize("place", ["value", "list", "key", "pairs", "deep"])
 def test_code_in_the_folder_of_a_run_is_not_imported(tmp_path, monkeypatch, name, place):
     run = tmp_path / "a" / "run"
     run.mkdir(parents=True)
@@ -68,6 +68,7 @@ def test_code_in_the_folder_of_a_run_is_not_imported(tmp_path, monkeypatch, name
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(run))
     said = dict(value=dict(source=name), list=dict(sources=[name]), key={name: {"weight": 1}})
+    said |= dict(pairs={"label": [["fn", name]]}, deep={"a": [1, [{"b": [{name: 1}]}]]})
     store(run, dict(modalities={}, model={}, data=said[place]))
     with pytest.raises(UserError, match=f"{name!r}, code in the run's own folder|accept dots"):
         read_config(run)

@@ -66,10 +66,11 @@ class SwapColours:
     Args:
       colours: name -> (red, green, blue), as exactly that colour stands in the pictures.
       image, text: the two modalities; an example that lacks one keeps its colours.
+      labels: keys of the labels whose classes change; None: all that have a colour in their names.
     Raises: ValueError for other arguments.
     """
 
-    def __init__(self, modalities, classes, colours, image="image", text="text"):
+    def __init__(self, modalities, classes, colours, image="image", text="text", labels=None):
         for m in (image, text):
             if m not in modalities:
                 raise ValueError(f"no modality {m!r}; there are {', '.join(modalities)}")
@@ -83,7 +84,11 @@ class SwapColours:
         tower = modalities[image]  # pictures are read as its transform reads them
         self._background = tuple(tower.get("background", (255, 255, 255)))
         self._max_pixels = tower.get("max_pixels", MAX_PIXELS)
-        self._classes = {k: v for k, v in classes.items() if any(map(self._words.search, v))}
+        for key in labels or ():
+            if key not in classes:
+                raise ValueError(f"labels: no {key!r} has named classes; there are {list(classes)}")
+        named = {k: v for k, v in classes.items() if any(map(self._words.search, v))}
+        self._classes = {k: v for k, v in named.items() if labels is None or k in labels}
         self._tables = {}
         for i in range(1, len(self._names)):  # exchanges of neighbours make up all others
             order = list(range(len(self._names)))
@@ -118,14 +123,17 @@ class SwapColours:
         return tables
 
     def _exchange(self, key, names, new):
-        places = {name: i for i, name in enumerate(names)}
+        places = {name.casefold(): i for i, name in enumerate(names)}
+        if len(places) < len(names):
+            raise ValueError(f"{key} has classes that differ in capitals alone")
         renamed = [self._rename(name, new) for name in names]
         for name, other in zip(names, renamed):
-            if other not in places:
+            if other.casefold() not in places:
                 raise ValueError(
-                    f"{key} has a class {name!r} and none {other!r} to exchange it for"
+                    f"{key} has a class {name!r} and none {other!r} to exchange it for; where that "
+                    "is no colour of the picture, name the other labels in `labels`"
                 )
-        return np.array([places[name] for name in renamed])
+        return np.array([places[name.casefold()] for name in renamed])
 
     def _paint(self, image, order):
         pixels = decode_image(image, self._background, self._max_pixels)
@@ -141,11 +149,13 @@ class SwapColours:
 
 
 def _relabel(label, table):
-    """A label (a class, -1 for unknown, or [C] of 0 and 1) whose class i is now table[i]."""
-    if np.ndim(label) == 0:
+    """A label (a class or [C] of 0 and 1) whose class i is now table[i]. What is none, as -1 for
+    unknown, stays: the pipeline judges it.
+    """
+    if isinstance(label, int | np.integer) and not isinstance(label, bool):
         return int(table[label]) if 0 <= label < len(table) else label
-    if len(label) != len(table):
-        raise BadRecord(f"a label has {len(label)} classes where {len(table)} have names")
+    if not isinstance(label, np.ndarray) or label.shape != table.shape:
+        return label
     new = np.zeros_like(label)
     new[table] = label
     return new

@@ -49,7 +49,7 @@ def _tower(height, top, base):
 def _counted(kind, counts):
     """Facts of the number of such objects in each box."""
     found = {f"{kind} over {k} in all" for k in range(min(sum(counts), _MOST))}
-    found |= {f"{kind} over {k} in a box" for k in range(1, min(max(counts), _MOST))}
+    found |= {f"{kind} over {k} in a box" for k in range(1, min(max(counts), _MOST - 1))}
     found |= {f"{kind} exactly {k} in a box" for k in counts if k < _MOST}
     return found | {f"{kind} in over {k} boxes" for k in range(1, sum(map(bool, counts)))}
 

@@ -84,8 +84,8 @@ class RecordsSource:
       splits: split -> conditions like `where`; splits that are not named do not exist.
       expand: name -> values, or a number of them (0, 1, ...): each row becomes one example for each
         value, under that name as if it were a field. Several names: all combinations.
-      labels: 'label' or 'label_...' -> field, or dict(field, names, names_field, multi); see
-        row_labels.py.
+      labels: 'label' or 'label_...' -> field, or dict(field or fn, names, names_field,
+        multi); see row_labels.py.
       id: template; examples with the same text are positives of each other. '': all differ. It
         counts over all rows, so that the number is the same in every split.
       optional: modalities that an example may lack. An example that lacks another one, or all, is
@@ -118,12 +118,14 @@ class RecordsSource:
         table = _expand(_read(self._root, rows, split, self.name), expand, self.name)
         every = [row for _, row in table]
         self._readers = self._build_readers(modalities, every, on_bad)
-        self._labels = self._build_labels(labels, every)
-        self.targets = {key: label.names for key, label in self._labels.items()}
+        labels = self._build_labels(labels, every)
+        self.targets = {key: label.names for key, label in labels.items()}
         self.label_names = self.targets.get("label")
         ids = _numbers(every, id, self.name)
         chosen = _choose(every, conditions, self.name)
-        self._rows = self._locate([(*table[i], ids[i]) for i in chosen])
+        self._rows = self._locate(
+            [(*table[i], ids[i], {k: v.all[i] for k, v in labels.items()}) for i in chosen]
+        )
         self._finish(max_missing_share, len(chosen))
 
     def __len__(self):
@@ -174,7 +176,7 @@ class RecordsSource:
     def _locate(self, rows):
         """Where the values of each row lie: list of (id, {modality: handle}, labels)."""
         located = []
-        for place, row, number in rows:
+        for place, row, number, labels in rows:
             try:
                 found = {m: reader.locate(row) for m, reader in self._readers.items()}
             except UserError as e:
@@ -188,7 +190,7 @@ class RecordsSource:
                 self.report["dropped"] += 1
                 continue
             handles = {m: handle for m, handle in found.items() if handle is not None}
-            located.append((number, handles, {k: v.of(row) for k, v in self._labels.items()}))
+            located.append((number, handles, labels))
         return located
 
     def _finish(self, max_missing_share, total):

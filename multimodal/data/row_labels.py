@@ -13,7 +13,8 @@ _MOST_CLASSES = 100_000
 
 
 class Labels:
-    """The labels of one key: `names` of the classes, and `of(row)`.
+    """The labels of one key: `names` of the classes, and `all`, the labels of the rows: a class, or
+    uint8 [C] where there may be several.
 
     The value is the row's `field`, or what `fn` (`package.module:function(row)`) makes of the row;
     the function may have `names`.
@@ -32,10 +33,13 @@ class Labels:
         self._field, self._where = spec.get("fn", spec.get("field", "")), where
         self._multi, self._function = bool(spec.get("multi", False)), None
         if "fn" in spec:
+            if "field" in spec:
+                raise UserError(f"{where}: field and fn: give one of them")
             self._function = lookup({}, spec["fn"], f"{where}.fn", takes=("row",))
         else:
             check_fields([self._field], rows, where)
-        values = [v for row in rows for v in self._values(row)]
+        found = [self._values(row) for row in rows]
+        values = [v for some in found for v in some]
         names = spec.get("names", getattr(self._function, "names", None))
         names = paths.join(root, names) if names and isinstance(names, str) else names
         self.names = read_label_names(names) or self._find_names(rows, values, spec)
@@ -48,10 +52,10 @@ class Labels:
                 f"{where}: no row's {self._field!r} is among the names {', '.join(self.names):.100}"
                 f"; the first is {known[0]!r:.60}"
             )
+        self.all = [self._label(some) for some in found]
 
-    def of(self, row):
-        """The class of a row, or uint8 [C] where there may be several."""
-        numbers = [self._number(v) for v in self._values(row)]
+    def _label(self, values):
+        numbers = [self._number(v) for v in values]
         if not self._multi:
             return numbers[0] if numbers else -1
         out = np.zeros(len(self.names), np.uint8)
@@ -76,11 +80,13 @@ class Labels:
         """What the function makes of a row: a name or number, or a list of them."""
         try:
             value = self._function(row)
-        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            if isinstance(value, np.ndarray | np.generic):
+                value = value.tolist()
+            return list(value) if isinstance(value, set | frozenset | tuple) else value
+        except Exception as e:  # it is a user's, and may raise anything
             raise UserError(
                 f"{self._where}: {self._field} fails with {e!r:.100} for the row {row!r:.100}"
-            ) from None
-        return sorted(value) if isinstance(value, set | tuple) else value
+            ) from e
 
     def _number(self, value):
         if _is_number(value):

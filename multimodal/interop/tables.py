@@ -146,7 +146,7 @@ def patches(p, o, c):
     """The patch embedding. Raises UserError for a tower that has a convolutional stem instead."""
     if c.get("stem", "patch") != "patch":
         raise UserError(
-            f"modalities.*.stem is {c['stem']!r}, and the weights have patches: 'patch'"
+            f"{o}: no known format has weights of stem {c['stem']!r}; the tower needs 'patch'"
         )
     return dense(p, f"{o}/patch_embed", c["patch_bias"], Conv((c["patch"], c["patch"])))
 

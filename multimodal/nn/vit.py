@@ -197,8 +197,9 @@ class ViT(PatchTransformer):
 
     def _convolve(self, x):
         """[B, H, W, 3] -> [B, H/p, W/p, D]: 3 x 3 convolutions of stride 2, each twice as wide as
-        the one before, up to the width (Xiao et al. 2021, section 4). They are followed by
-        LayerNorm, not by the paper's batch normalisation: an example must not depend on others.
+        the one before (8 at least), up to the width (Xiao et al. 2021, section 4). They are
+        followed by LayerNorm, not by the paper's batch normalisation: an example must not depend on
+        others.
         """
         count = pair(self.patch)[0].bit_length() - 1
         for i in range(count):

@@ -97,7 +97,7 @@ def check_tower(where, c, model):
     down, across = pair(c.get("patch", 2))
     if c.get("stem") == "conv" and (down != across or down < 2 or down & (down - 1)):
         raise UserError(
-            f"config.{where}: stem 'conv' halves the picture: patch {c.patch} is no power of two"
+            f"config.{where}.patch is {c.patch}: stem 'conv' halves the picture, give 2, 4, 8, ..."
         )
     if c.encoder != "vit" and not isinstance(c.get("size", 0), int):
         raise UserError(f"config.{where}.size is {c.size}: only images have a height and a width")

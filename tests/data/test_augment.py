@@ -72,8 +72,23 @@ def test_labels_change_with_the_colours_that_name_their_classes():
                 augment(example | {"label": label}, np.random.default_rng(seed))["label"] == label
             )
     assert many.tolist() == [1, 0, 0, 0, 1, 1]
-    with pytest.raises(UserError, match="label has a class 'a .* dot' and none 'a .* dot'"):
-        Augment(SPEC, TOWERS, {"label": ["a red dot", "a blue dot"]})
+    for bad in (True, "x", None, 1.5):  # the pipeline says so
+        assert augment(example | {"label": bad}, np.random.default_rng(0))["label"] is bad
+
+
+def test_classes_that_colours_do_not_exchange():
+    spec = SPEC["swap_colours"]
+    pandas = {"label": ["a red panda", "a wolf"], "label_colour": ["Red", "GREEN", "blue"]}
+    with pytest.raises(UserError, match="label has a class 'a red panda' and none 'a green panda'"):
+        Augment(SPEC, TOWERS, pandas)
+    augment = Augment({"swap_colours": {**spec, "labels": ["label_colour"]}}, TOWERS, pandas)
+    example = {"image": drawing("red"), "text": "red", "label": 0, "label_colour": 0}
+    new = augment(example, np.random.default_rng(3))
+    assert new["label"] == 0 and new["text"] == pandas["label_colour"][new["label_colour"]].lower()
+    with pytest.raises(UserError, match="differ in capitals alone"):
+        Augment(SPEC, TOWERS, {"label": ["red", "Red", "green", "blue"]})
+    with pytest.raises(UserError, match="no 'label_x' has named classes"):
+        Augment({"swap_colours": {**spec, "labels": ["label_x"]}}, TOWERS, pandas)
 
 
 def test_an_example_without_one_of_them_stays():

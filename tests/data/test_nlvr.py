@@ -35,6 +35,12 @@ def test_facts_by_hand():
     assert "yellow top" not in found and facts(row([], [], [])) <= set(facts.names)
 
 
+def test_all_facts_have_names():
+    many = [thing("blue", shape, x=x) for shape in ("square", "circle") for x in range(0, 80, 10)]
+    for size in range(len(many)):
+        assert facts(row(many[:size], many[:1], [])) <= set(facts.names)
+
+
 def exchanged(row, order):
     new = dict(zip(NAMES, order))
     return {"structured_rep": [[o | {"color": new[o["color"]]} for o in b] for b in row]}
@@ -49,8 +55,7 @@ def test_exchanging_colours_exchanges_their_names_in_the_facts(shared):
     for boxes, order in itertools.product(rows, itertools.permutations(NAMES)):
         names = {NAMES[old]: NAMES[key] for old, key in zip(NAMES, order)}
         wanted = {words.sub(lambda m, n=names: n[m[0]], f) for f in facts(exchanged(boxes, NAMES))}
-        assert facts(exchanged(boxes, order)) == wanted
-    assert any(facts({"structured_rep": b}) - {"tower of 1"} for b in rows)
+        assert facts(exchanged(boxes, order)) == wanted <= set(facts.names)
 
 
 def test_an_augmentation_finds_each_name_that_it_makes():

@@ -245,6 +245,7 @@ def test_splits_and_conditions(root):
     (dict(labels=dict(label=dict(field="kind", names=["a", "a"]))), "twice"),
     (dict(labels=dict(label=dict(field="kind", names="none.txt"))), "cannot read"),
     (dict(labels=dict(label=dict(fn="os:system"))), "must take .row, ...."),
+    (dict(labels=dict(label=dict(fn="a:b", field="kind"))), "give one of them"),
     (dict(labels=dict(label=dict(fn="tests.data.test_records:counts"))), "set multi=True"),
     (dict(labels=dict(label=dict(fn="tests.data.test_records:fails"))), "fails with KeyError"),
     (dict(id="{idd}"), "did you mean id"),
