@@ -138,6 +138,7 @@ def get_config(arg=""):
 '''
 
 
+@pytest.mark.slow
 def test_own_modality(tmp_path):
     """A table of numbers, fused with an image that some rows lack: one encoder, one transform, one
     config.
