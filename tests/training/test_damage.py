@@ -94,7 +94,6 @@ def fuzz(saved, folder, count, seed):
     return fallen, refused
 
 
-@pytest.mark.slow
 def test_no_wrong_state_comes_back(saved, tmp_path):
     fallen, refused = fuzz(saved, tmp_path / "copy", 25, seed=0)
     assert fallen >= 10 and refused >= 10  # the damage was felt
