@@ -2,10 +2,11 @@
 
 import itertools
 
-COLOURS = dict(yellow=(255, 255, 0), black=(0, 0, 0), blue=(0, 153, 255))
+COLOURS = dict(yellow=(255, 255, 0), black=(0, 0, 0), blue=(0, 153, 255))  # as drawn
+NAMES = {"Yellow": "yellow", "Black": "black", "#0099ff": "blue"}  # what an object's `color` says
 SHAPES = ("square", "circle", "triangle")
-NAMES = {"Yellow": "yellow", "Black": "black", "#0099ff": "blue"}
-_SIDE, _MOST, _TALLEST = 100, 6, 4  # pixels of a box; counts above are told no further
+_SIDE = 100  # of a box, in the objects' pixels
+_MOST, _TALLEST = 6, 4  # objects, and blocks of a tower, that are counted
 
 
 def _kinds(colours, shapes):
