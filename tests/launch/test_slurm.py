@@ -19,7 +19,7 @@ def test_the_job_is_queued_again_and_ends_as_without_slurm(cluster, local, tmp_p
     check_joined(text, "slurm")
     assert text.count("asked to end (SIGTERM): saved at step") == 2
     assert "Exited with exit code 75" in text
-    cluster.start_at_once(job)
+    cluster.start_soon(job)
     assert cluster.end(job)["JobState"] == "COMPLETED", cluster.log(job)[-3000:]
     assert "resumed from step" in cluster.log(job)
     processes.check_same_end(tmp_path, local, STEPS)
