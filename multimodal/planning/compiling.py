@@ -29,13 +29,12 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-# How versions of libtpu say that memory does not do: of all, or of temporaries beside the state.
-OUT_OF_MEMORY = {
-    "total": re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
-    "temporaries": re.compile(
-        r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
-    ),
-}
+# How versions of libtpu say that memory does not do. "Temporaries" are all of it: a program of one
+# argument of 4 GiB, without temporaries, is said to need 4.00G for them.
+OUT_OF_MEMORY = (
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+    re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+)
 COMMAND = ("-m", __spec__.name)  # this file, as a program of its own
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -56,7 +55,7 @@ def compile_for(config, target, folder=None) -> dict:
       folder: where step.hlo is kept; None keeps it nowhere.
     Returns: {'status': 'ok', 'memory': bytes a device by XLA's names, 'seconds', 'hlo': text or
       '', 'why': why there is no text}, or {'status': 'oom'} and, where the compiler tells,
-      'limit' and 'total' or 'temporaries' (without the state), bytes.
+      'limit' and 'total', bytes.
     Raises: UserError with one line for anything else, a crash included.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,11 +119,11 @@ def _end_with(parent):
 def failure(e) -> dict:
     """What an exception of the compiler comes to, as in compile_for."""
     text = " ".join(str(e).split())
-    for key, pattern in OUT_OF_MEMORY.items():
+    for pattern in OUT_OF_MEMORY:
         if found := pattern.search(text):
             used, used_unit, limit, limit_unit = found.groups()
-            sizes = {key: float(used) * UNITS[used_unit], "limit": float(limit) * UNITS[limit_unit]}
-            return {"status": "oom"} | sizes
+            sizes = {"total": float(used) * UNITS[used_unit]}
+            return {"status": "oom", "limit": float(limit) * UNITS[limit_unit]} | sizes
     if "out of memory" in text.lower():
         return {"status": "oom"}
     return {"status": "error", "why": f"{type(e).__name__}: {text[:400]}"}
@@ -140,6 +139,7 @@ def _compile(config, folder):
     stats = compiled.memory_analysis()
     names = ("argument", "output", "alias", "temp", "generated_code")
     memory = {n: getattr(stats, f"{n}_size_in_bytes") for n in names}
+    memory["peak"] = getattr(stats, "peak_memory_in_bytes", 0)
     result = {"status": "ok", "memory": memory, "options": options}
     try:
         (folder / "step.hlo").write_text(compiled.as_text(), encoding="utf-8")

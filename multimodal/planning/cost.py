@@ -5,14 +5,12 @@ are multiplied out. Bytes follow from the types: what an operation outside of a 
 HBM and writes to it, where slices of a larger array count as slices.
 """
 
-import collections
 import dataclasses
-import math
 import re
 
-from multimodal.planning.hlo import Program, UnknownTrips, arrays_of
+from multimodal.planning.exchanges import COLLECTIVES, Collective, Exchanges, Windows
+from multimodal.planning.hlo import Program, UnknownTrips
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Move nothing: names, views, ends of what was counted at its start, and what is walked into.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
@@ -21,21 +19,6 @@ FREE = {
     "custom-call", *(f"{c}-done" for c in COLLECTIVES),
 }  # fmt: skip
 VIEWS = ("bitcast", "copy", "convert", "reshape")
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One kind of exchange between devices.
-
-    Attributes:
-      kind: one of COLLECTIVES, or 'between slices'; group: devices that take part in one.
-      bytes: what each device sends in a step, by a ring; count: how often in a step.
-    """
-
-    kind: str
-    group: int
-    bytes: float
-    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +40,8 @@ class ProgramCost:
       open_loops: loops without matrix products that run as often as the data say, counted once
         (ALBEF's negatives are fetched in rounds, nearly always one).
       bytes: read from and written to HBM.
-      collectives: list of Collective, operations: list of Operation, most cycles first.
+      collectives: list of Collective, most bytes first; operations: list of Operation, most cycles
+        first.
     """
 
     cycles: float
@@ -75,14 +59,13 @@ def cost_of(program: Program, devices: int, slices: int = 1) -> ProgramCost:
     """
     walk = Walk(program, devices, slices)
     walk.computation(program.entry, 1)
-    collectives = [Collective(*key, *value) for key, value in walk.exchanged.items()]
     operations = [Operation(name, *value) for name, value in walk.found.items()]
     return ProgramCost(
         sum(o.cycles for o in operations),
         sum(o.bytes for o in operations),
         walk.uncounted,
         walk.open_loops,
-        sorted(collectives, key=lambda c: -c.bytes),
+        walk.exchanges.collectives(),
         sorted(operations, key=lambda o: -o.cycles),
     )
 
@@ -91,19 +74,19 @@ class Walk:
     """Sums over the computations that run, each as often as it does."""
 
     def __init__(self, program, devices, slices):
-        self._program, self._devices, self._slices = program, devices, slices
+        self._program = program
+        self.exchanges = Exchanges(program, devices, slices)
         self.found = {}  # label -> [cycles, bytes, whether it multiplies]
-        self.exchanged = collections.defaultdict(
-            lambda: [0.0, 0]
-        )  # (kind, group) -> [bytes, count]
         self.uncounted = self.open_loops = 0
-        self._begun = set()  # channels of collectives in pieces
+        self._cycles = 0.0  # of all that ran so far
 
     def computation(self, name, times):
         """Add a computation that runs `times` times."""
         rows = self._program.computations[name]
+        windows = Windows(rows, self._program)
         for i in rows.values():
-            self._exchange(i, rows, times)
+            before = self._cycles
+            self.exchanges.add(i, rows, times)
             if i.opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", i.attributes).group(1)
                 self.computation(body, times * self._trips(name, i, body))
@@ -112,6 +95,7 @@ class Walk:
                     self.computation(called, times)
             elif i.opcode not in FREE:
                 self._add(i, rows, times)
+            self.exchanges.ran_beside(windows.passed(i), self._cycles - before)
 
     def _trips(self, caller, loop, body):
         try:
@@ -137,6 +121,7 @@ class Walk:
         if multiplies and not cycles:
             self.uncounted += 1
         entry = self.found.setdefault(label(i), [0.0, 0.0, False])
+        self._cycles += cycles * times
         entry[0] += cycles * times
         entry[1] += moved * times
         entry[2] |= multiplies
@@ -213,81 +198,6 @@ class Walk:
                 size = sum(n for n, _ in inner[r.operands[1]].arrays())
             total += size if there else 0
         return total
-
-    def _exchange(self, i, rows, times):
-        """Add what an instruction, or the fusion that it is, sends to other devices."""
-        if i.opcode == "fusion":
-            for called in i.called():
-                inner = self._program.computations[called]
-                for j in inner.values():
-                    self._exchange(j, inner, times)
-            return
-        kind = i.opcode.removesuffix("-start")
-        if i.opcode == "send" and "megascale" in i.attributes:
-            self._between_slices(i, times)
-        if kind not in COLLECTIVES or self._is_piece(i):
-            return
-        group = group_size(i.attributes, self._devices)
-        if group < 2:
-            return
-        # all-reduce-scatter: how the TPU compiler writes a reduce-scatter inside a fusion
-        if kind == "all-reduce" and any(
-            j.opcode == "dynamic-slice" and i.name in j.operands for j in rows.values()
-        ):
-            kind = "reduce-scatter of an all-reduce"
-        operand = sum(n for name in i.operands if name in rows for n, _ in rows[name].arrays())
-        result = sum(n for n, _ in arrays_of(i.type)) if "-start" not in i.opcode else 0
-        sent = ring_bytes(kind, group, operand, max(result, operand))
-        entry = self.exchanged[kind.removesuffix(" of an all-reduce"), group]
-        entry[0] += sent * times
-        entry[1] += times
-
-    def _is_piece(self, i):
-        """Whether it goes on with a collective that was counted: one that runs beside other work is
-        split over several fusions, even of other loops, and all its pieces share one channel.
-        """
-        channel = re.search(r"channel_id=(\d+)", i.attributes)
-        if not channel or "chain_id" not in i.attributes:
-            return False
-        again = channel.group(1) in self._begun
-        self._begun.add(channel.group(1))
-        return again
-
-    def _between_slices(self, i, times):
-        """A transfer over the data-centre network: a ring's share of an array, twice to reduce."""
-        size = i.arrays()[0][0]
-        hops = 2 if "reduce_operation" in i.attributes else 1
-        entry = self.exchanged["between slices", self._slices]
-        entry[0] += hops * size * (self._slices - 1) / self._slices * times
-        entry[1] += times
-
-
-def group_size(attributes: str, devices: int) -> int:
-    """How many devices take part in one collective, from its replica_groups; all without any."""
-    if "source_target_pairs=" in attributes:
-        return 2
-    found = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
-    if found:
-        return int(found.group(1))
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
-    if found:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
-        return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", found.group(2)))
-    found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-    return len(found.group(1).split(",")) if found else devices
-
-
-def ring_bytes(kind: str, group: int, operand: float, result: float) -> float:
-    """Bytes that each device of a group sends in a collective, by a ring."""
-    share = (group - 1) / group
-    return {
-        "all-gather": result * share,
-        "all-reduce": 2 * operand * share,
-        "reduce-scatter": operand * share,
-        "reduce-scatter of an all-reduce": operand * share,
-        "all-to-all": operand * share,
-        "collective-permute": operand,
-    }[kind]
 
 
 # Of the path that JAX gives an operation: what its transformations, loops and calls add.

@@ -3,7 +3,8 @@
 import dataclasses
 
 from multimodal.chips import torus_bandwidth
-from multimodal.planning.cost import Collective, ProgramCost
+from multimodal.planning.cost import ProgramCost
+from multimodal.planning.exchanges import Collective
 from multimodal.planning.targets import Target
 
 MEMORY_BOUND = 0.6  # share of an operation's time that its HBM traffic alone would take
@@ -46,6 +47,14 @@ def roofline(target: Target, flops: float, hbm: float | None, network: float | N
 def network_seconds(target: Target, exchanges: list[Collective]) -> float:
     """Seconds of all exchanges one after the other, at the full bandwidth of the links they use."""
     return sum(_seconds(target, e) for e in exchanges)
+
+
+def exposed_seconds(target: Target, exchanges: list[Collective]) -> float:
+    """Seconds of the exchanges that no operation hides: all of those that the program waits for,
+    and of the others what is longer than the operations beside them.
+    """
+    clock = target.chip.clock
+    return sum(max(0.0, _seconds(target, e) - e.beside / clock) for e in exchanges)
 
 
 def _seconds(target, exchange):

@@ -65,12 +65,14 @@ def _time(plan):
     whole = time["step"] or bound
     yield "time"
     if time["step"]:
-        parts = {k: _seconds(time[k], whole) for k in ("step", "operations", "exchange")}
+        parts = {k: _seconds(time[k], whole) for k in ("step", "operations", "exposed")}
         yield _row(
             "step, predicted",
-            f"{parts['step']} = operations {parts['operations']} + exchange {parts['exchange']}; "
-            f"MFU {_digits(100 * plan['mfu'])}%",
+            f"{parts['step']} = operations {parts['operations']} + exposed exchange "
+            f"{parts['exposed']}; MFU {_digits(100 * plan['mfu'])}%",
         )
+        hidden = _seconds(time["exchange"] - time["exposed"], whole)
+        yield _row("exchange beside operations", hidden)
         if plan.get("open_loops"):
             yield _row("", f"{plan['open_loops']} loops whose turns the data decide count once")
     else:
@@ -98,7 +100,7 @@ def _resources(plan):
     if "by_resource" not in plan:
         return
     whole = plan["time"]["step"]
-    shares = {**plan["by_resource"], "exchange": plan["time"]["exchange"]}
+    shares = {**plan["by_resource"], "exposed exchange": plan["time"]["exposed"]}
     yield "what the time goes to"
     for key, seconds in shares.items():
         yield _row(key, f"{_seconds(seconds, whole)} ({seconds / whole:.1%})")

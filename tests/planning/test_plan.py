@@ -150,7 +150,7 @@ def test_out_of_memory_is_told_from_other_errors():
         "temporaries (20.84G) exceeds available HBM (15.75G)."
     )
     found = compiling.failure(RuntimeError(text))
-    assert found == {"status": "oom", "temporaries": 20.84 * g, "limit": 15.75 * g}
+    assert found == {"status": "oom", "total": 20.84 * g, "limit": 15.75 * g}
     assert compiling.failure(RuntimeError("Out of memory.")) == {"status": "oom"}
     assert compiling.failure(RuntimeError("no\nsuch"))["why"] == "RuntimeError: no such"
 
