@@ -171,7 +171,7 @@ def test_plan_of_a_tpu_slice(tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_advice_is_checked_by_compiling_again():
-    big = {"batch_size": 8192, "modalities.image.width": 512, "modalities.image.depth": 12}
+    big = {"batch_size": 16384, "modalities.image.width": 512, "modalities.image.depth": 12}
     c = load_config("configs/clip.py:smoke", [f"{k}={v}" for k, v in big.items()])
     plan = make_plan(c, "tpu:v5e:2x2", examples=1)
     assert plan["fits"] is False and plan["advice"]["checked"]
