@@ -8,8 +8,9 @@ HEAD = """# Predicted scaling
 
 Written by `python benchmarks/scaling.py`. **Nothing here was measured on a TPU.** Each number comes
 from compiling the real train step (`train.py --plan`) for a slice that was not there: memory is the
-compiler's own, exact count; time is the sum of the compiler's estimated cycles over all operations
-and loops, plus a bandwidth model of the exchanges between chips, without overlap.
+compiler's own peak, which is what it holds against the chip's; time is the sum of the compiler's
+estimated cycles over all operations and loops, plus what a bandwidth model of the exchanges between
+chips leaves after the operations that the compiler runs beside them.
 
 Settings: bfloat16, remat `full`, `mesh.fsdp={fsdp}`, the compiler options of
 `multimodal/training/xla_flags.py`, CLIP with the mean of the patches instead of a class token
