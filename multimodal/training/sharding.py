@@ -13,6 +13,10 @@ from multimodal.nn.batch import BATCH_AXES
 
 MESH_AXES = (*BATCH_AXES, "tensor")
 SMALL = 2**14  # arrays below this many elements are not worth sharding
+# Kernels [..., width, heads, d] that fsdp splits by heads where it can: gathered along their width
+# they make the TPU compiler lay queries and keys out so that it multiplies them twice (ViT-L/14 on
+# v5e-256: 852 instead of 778 ms a step by its own estimate).
+HEADS = r".*/(query|key|value)/kernel"
 
 
 def make_mesh(
@@ -92,7 +96,7 @@ def path_of(key_path) -> str:
 
 def state_shardings(state, mesh, rules=()):
     """A sharding for every array of a pytree: a rule's, else rows over all batch axes (the momentum
-    queue), else fsdp over the largest axis it divides, else replicated.
+    queue), else fsdp over the heads of attention or the largest axis it divides, else replicated.
 
     Args:
       state: pytree of arrays or ShapeDtypeStructs.
@@ -110,8 +114,10 @@ def state_shardings(state, mesh, rules=()):
         axes = [i for i, n in enumerate(x.shape) if n % fsdp == 0]
         if fsdp == 1 or x.size < SMALL or not axes:
             return NamedSharding(mesh, PartitionSpec())
-        largest = max(axes, key=lambda i: x.shape[i])
-        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+        axis = max(axes, key=lambda i: x.shape[i])
+        if re.fullmatch(HEADS, path) and x.ndim - 2 in axes:
+            axis = x.ndim - 2
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
     placed = jax.tree_util.tree_map_with_path(place, state)
     paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(state)]

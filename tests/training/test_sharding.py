@@ -29,6 +29,27 @@ def test_rule_takes_the_largest_axis_that_divides():
     }
 
 
+def test_attention_is_split_by_heads_where_they_divide():
+    heads, few = jnp.zeros((2, 512, 8, 64)), jnp.zeros((512, 6, 64))
+    tree = {"blocks": {"attention": {k: {"kernel": heads} for k in ("query", "out")}}}
+    tree |= {"block_0": {"attention": {"key": {"kernel": few}, "value": {"kernel": heads[0]}}}}
+    found = specs(tree, make_mesh(2, 4))
+    assert found == {
+        "blocks": {
+            "attention": {
+                "query": {"kernel": P(None, None, "fsdp")},
+                "out": {"kernel": P(None, "fsdp")},
+            }
+        },
+        "block_0": {
+            "attention": {
+                "key": {"kernel": P("fsdp")},
+                "value": {"kernel": P(None, "fsdp")},
+            }
+        },
+    }
+
+
 def test_a_regex_overrides_the_rule():
     tree = {"a": {"kernel": jnp.zeros((512, 512))}, "b": {"kernel": jnp.zeros((512, 512))}}
     found = specs(tree, make_mesh(2, 4), ((r"a/.*", ("data", "fsdp")),))
