@@ -58,8 +58,7 @@ class Windows:
         """The keys of the exchanges that were under way while a row ran, the next one in order."""
         self._open = [key for key in self._open if self._last[key] != i.name]
         beside = list(self._open)
-        begins = [k for k, name in self._first.items() if name == i.name != self._last[k]]
-        self._open += begins
+        self._open += [k for k, name in self._first.items() if name == i.name != self._last[k]]
         return beside
 
 
@@ -121,11 +120,11 @@ class Exchanges:
             return
         # all-reduce-scatter: how the TPU compiler writes a reduce-scatter inside a fusion
         if kind == "all-reduce" and _is_sliced(i, rows):
-            kind = "reduce-scatter of an all-reduce"
+            kind = "reduce-scatter"
         operand = sum(n for name in i.operands if name in rows for n, _ in rows[name].arrays())
         result = sum(n for n, _ in arrays_of(i.type)) if "-start" not in i.opcode else 0
         sent = ring_bytes(kind, group, operand, max(result, operand))
-        self._count(kind.removesuffix(" of an all-reduce"), group, key_of(i), sent, times)
+        self._count(kind, group, key_of(i), sent, times)
 
     def _count(self, kind, group, key, sent, times):
         entry = self._sent[kind, group, key]
@@ -180,7 +179,6 @@ def ring_bytes(kind: str, group: int, operand: float, result: float) -> float:
         "all-gather": result * share,
         "all-reduce": 2 * operand * share,
         "reduce-scatter": operand * share,
-        "reduce-scatter of an all-reduce": operand * share,
         "all-to-all": operand * share,
         "collective-permute": operand,
     }[kind]
