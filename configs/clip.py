@@ -1,8 +1,9 @@
 """CLIP at published sizes: configs/clip.py:b32 (default), b16, l14 (Radford et al. 2021), h14, g14
 (OpenCLIP, Cherti et al. 2023); add ,siglip for the sigmoid loss.
 
-`,tiled` is for TPUs: the mean of the patches instead of a class token, which makes 256 tokens of
-the 14-pixel patches, rematerialisation, and attention that rounds its logits. With CLIP's
+`,tiled` is for TPUs: 256 or 64 tokens an image (the mean of the patches instead of a class token;
+256 pixels where patches have 16 or 32), 64 a text, rematerialisation, and attention that rounds its
+logits. With CLIP's
 own tokenizer instead of a trained one: --config.tokenizer.kind=clip
 --config.modalities.text.eot_id=49407. The data (tar shards and captions.jsonl) is
 --config.data.kwargs.folder.
@@ -71,8 +72,9 @@ def get_config(arg=""):
     c.data.eval_splits = ("val",)
     c.eval.best = "val/mean_recall"
     if "tiled" in words:
-        c.modalities.image.update(class_token=False, pool="mean", remat="full")
-        c.modalities.text.remat = "full"
+        size = 224 if patch == 14 else 256
+        c.modalities.image.update(size=size, class_token=False, pool="mean", remat="full")
+        c.modalities.text.update(max_length=64, remat="full")
         c.model.attention_kernel = "bfloat16"
     rest = [w for w in words if w not in (*SIZES, "tiled")]
     return common.recipe(c, ",".join(rest), default="clip")

@@ -132,6 +132,7 @@ def _model(c):
     c.model.fusion.attention_dropout = 0.0
     c.model.fusion.init_std = 0.02
     c.model.fusion.scan = False
+    c.model.fusion.unroll = 1
     c.model.fusion.remat = "none"
     # name -> {of: 'joint' or a modality, classes, target: the label's key, multi: several at once}
     c.model.classifiers = ConfigDict()

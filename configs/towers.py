@@ -41,8 +41,10 @@ def image_tower(**changes):
     c.init_std = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation
     c.layer_scale = 0.0  # > 0: what the factors on residual branches start at (DINOv2: 1)
     c.scan = False  # scan over layers: compile time does not grow with depth
-    # What the backward pass computes again, for memory: 'none' | 'full' | 'attention' (all but
-    # attention's inputs and output) | 'dots' (all but matrix products)
+    c.unroll = 1  # of scan: layers in one turn of the loop; as many as depth: faster, long to compile
+    # What the backward pass computes again, for memory: 'none' | 'full' | 'dots' (all but matrix
+    # products) | 'attention' (all but its inputs and output) | all but what is named, with +, of
+    # 'query', 'key', 'value', 'context', 'residual', 'up': 'context+residual+up'
     c.remat = "none"
     # Transform of the data, a name in data/transforms.py.
     c.transform = "image"
@@ -95,6 +97,7 @@ def text_tower(**changes):
     c.attention_dropout = 0.0
     c.init_std = 0.02
     c.scan = False
+    c.unroll = 1
     c.remat = "none"
     c.transform = "text"
     c.lower = False
@@ -119,6 +122,7 @@ def _blocks(c):
     c.layer_scale = 0.0  # > 0: what the factors on residual branches start at
     c.key_bias = True  # False: attention keys without bias (Whisper, VideoMAE)
     c.scan = False
+    c.unroll = 1
     c.remat = "none"
 
 

@@ -5,9 +5,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from multimodal.nn.batch import batch_axes, dropout
+from multimodal.nn.batch import batch_axes, device_count, dropout
 
 # 'auto' | 'xla' | 'cudnn' (GPU, half precision) | 'flash' (TPU, Pallas) | 'bfloat16' (see rounded)
 KERNELS = ("auto", "xla", "cudnn", "flash", "bfloat16")
@@ -18,23 +19,45 @@ LONG = 512
 LANES = 128  # rows and columns of a TPU's tile
 
 
-def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto"):
+def examples_a_row(x, kernel) -> int:
+    """How many examples of x [B, T, D] may share a row of 'bfloat16' attention so that the row
+    fills a TPU's tile: 64 tokens by themselves would pay for 128. 1 where that does not come out
+    even.
+    """
+    b, t = x.shape[:2]
+    if kernel != "bfloat16" or x.dtype != jnp.bfloat16 or t >= LANES or LANES % t:
+        return 1
+    share = LANES // t
+    return share if b % (share * device_count(batch_axes(b))) == 0 else 1
+
+
+def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto", length=0):
     """softmax(q k^T / sqrt(d)) v for q [B, T, H, d], k and v [B, S, H, d], mask [B, S].
 
     Args:
       rate, keys: dropout of the probabilities with one PRNG key [B] an example.
       kernel: one of KERNELS. Dropout and float64 go by the formula whatever it says: the kernels
         have no dropout by example, and take their softmax in float32.
+      length: rows are several examples of so many tokens, which do not see each other; 0: one.
+        For what examples_a_row allows.
     Returns: [B, T, H, d]; of an example without any key something finite.
     """
-    if q.dtype == jnp.float64 or (rate and keys is not None):
-        return by_formula(q, k, v, mask, causal, rate, keys)
-    if kernel == "bfloat16":
+    formula = q.dtype == jnp.float64 or (rate and keys is not None)
+    if kernel == "bfloat16" and not formula:
         t, s = q.shape[1], k.shape[1]
         # Lengths that fill no tiles (196, 77) are slower this way: XLA copies them between layouts.
         if q.dtype == jnp.bfloat16 and min(t, s) < LONG and not (t % LANES or s % LANES):
-            return rounded(q, k, v, mask, causal)
+            return rounded(q, k, v, mask, causal, length)
         kernel = "auto"
+    if formula:
+        out = by_formula(q, k, v, mask, causal, rate, keys)
+    else:
+        out = by_kernel(q, k, v, mask, causal, kernel)
+    return checkpoint_name(out, "context")
+
+
+def by_kernel(q, k, v, mask, causal, kernel):
+    """attend without dropout by 'auto', 'xla', 'cudnn' or 'flash'."""
     kernel = best_kernel(q, k, mask) if kernel == "auto" else kernel
     if kernel == "flash":
         return flash(q, k, v, mask, causal)
@@ -66,30 +89,56 @@ def by_formula(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
     return jnp.einsum("bhts,bshd->bthd", dropout(probs, rate, keys).astype(v.dtype), v)
 
 
-def hidden(logits, mask, causal):
-    """logits [B, H, T, S] with what mask [B, S] and causality hide at a finite floor, not -inf: a
-    row with nothing to look at must not become NaN.
+def hidden(logits, mask, causal, length=0):
+    """logits [B, H, T, S] with what mask [B, S], causality and other examples in the row (of so
+    many tokens) hide at a finite floor, not -inf: a row with nothing to look at must not become
+    NaN.
     """
-    if mask is None and not causal:
+    if mask is None and not causal and not length:
         return logits
     allowed = jnp.ones(logits.shape[-2:], bool)
-    allowed = (jnp.tril(allowed) if causal else allowed)[None, None]
+    allowed = jnp.tril(allowed) if causal else allowed
+    if length:
+        example = jnp.arange(len(allowed)) // length
+        allowed = allowed & (example[:, None] == example)
+    allowed = allowed[None, None]
     if mask is not None:
         allowed = allowed & mask[:, None, None, :]
     return jnp.where(allowed, logits, jnp.finfo(logits.dtype).min / 2)
 
 
-def rounded(q, k, v, mask=None, causal=False):
+def rounded(q, k, v, mask=None, causal=False, length=0):
     """attend in bfloat16 with half the memory traffic: logits and numerators rounded, sums of rows
     in float32, division after the product with the values.
     """
     logits = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32)
-    logits = hidden((logits * q.shape[-1] ** -0.5).astype(q.dtype), mask, causal)
+    logits = hidden((logits * q.shape[-1] ** -0.5).astype(q.dtype), mask, causal, length)
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp((logits - top).astype(jnp.float32)).astype(q.dtype)
     total = weights.astype(jnp.float32).sum(-1).swapaxes(1, 2)[..., None]
-    out = jnp.einsum("bhts,bshd->bthd", weights, v).astype(jnp.float32)
-    return (out / total).astype(q.dtype)
+    return divided(jnp.einsum("bhts,bshd->bthd", weights, v), total)
+
+
+@jax.custom_vjp
+def divided(x, total):
+    """x / total, whose gradient takes the quotient and not x: where remat keeps what attention
+    gives, the product that x comes from is not computed again.
+    """
+    return _divided(x, total)[0]
+
+
+def _divided(x, total):
+    out = checkpoint_name((x.astype(jnp.float32) / total).astype(x.dtype), "context")
+    return out, (out, total)
+
+
+def _divided_gradient(kept, g):
+    out, total = kept
+    g = g.astype(jnp.float32) / total
+    return g.astype(out.dtype), -(g * out.astype(jnp.float32)).sum(-1, keepdims=True)
+
+
+divided.defvjp(_divided, _divided_gradient)
 
 
 def flash(q, k, v, mask=None, causal=False):

@@ -15,6 +15,7 @@ from multimodal.nn.layers import (
     dropout,
     fold_keys,
     layer_norm,
+    layers_of,
 )
 from multimodal.nn.spectrogram import frame_count, log_mel
 from multimodal.nn.vit import PatchTransformer, patchify
@@ -127,6 +128,7 @@ class WhisperEncoder(nn.Module):
     attention_dropout: float = 0.0
     init_std: float = 0.0
     scan: bool = False
+    unroll: int = 1
     remat: str = "none"
     attention_kernel: str = "auto"
     dtype: str = "float32"
@@ -142,7 +144,7 @@ class WhisperEncoder(nn.Module):
         if self.position_embedding == "learned":
             table = self.param("pos_embed", lambda _: jnp.asarray(table))
         x = dropout(x + jnp.asarray(table, x.dtype), self.dropout, fold_keys(keys, 0))
-        stack = Stack(block_config(self), self.depth, self.scan, self.remat, name="stack")
+        stack = Stack(block_config(self), layers_of(self), name="stack")
         x = stack(x, fold_keys(keys, 1))
         x = layer_norm(self.eps, self.dtype, "final_norm")(x)
         tokens = Tokens(x, jnp.broadcast_to(present[:, None], x.shape[:2]), fold_keys(keys, 2))

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import SpectrogramTransformer, WhisperEncoder
-from multimodal.nn.layers import Stack, Tokens, block_config, dropout, fold_keys, layer_norm
+from multimodal.nn.layers import Stack, Tokens, block_config, dropout, fold_keys, layer_norm, layers_of
 from multimodal.nn.video import FrameTransformer, VideoTransformer
 from multimodal.nn.vit import ViT, mean_pool
 from multimodal.nn.wav2vec2 import Wav2Vec2
@@ -73,6 +73,7 @@ class TextTransformer(nn.Module):
     attention_dropout: float = 0.0
     init_std: float = 0.02
     scan: bool = False
+    unroll: int = 1
     remat: str = "none"
     attention_kernel: str = "auto"
     dtype: str = "float32"
@@ -93,7 +94,7 @@ class TextTransformer(nn.Module):
             self.norm_final = norm()
         if self.pooler:
             self.pooler_dense = nn.Dense(self.width, dtype=self.dtype)
-        self.stack = Stack(block_config(self), self.depth, self.scan, self.remat)
+        self.stack = Stack(block_config(self), layers_of(self))
 
     def __call__(self, ids, present, keys=None, mask=None):
         positions = self.pos_embed[self.position_offset :]

@@ -5,7 +5,7 @@ import dataclasses
 from flax import linen as nn
 
 from multimodal.nn.joint import JointFusion, blocks_apart
-from multimodal.nn.layers import Stack, Tokens, block_config, fold_keys, layer_norm
+from multimodal.nn.layers import Stack, Tokens, block_config, fold_keys, layer_norm, layers_of
 from multimodal.registry import lookup
 
 FUSIONS: dict[str, type[nn.Module]] = {}
@@ -60,6 +60,7 @@ class CrossAttentionFusion(nn.Module):
     attention_dropout: float = 0.0
     init_std: float = 0.02
     scan: bool = False
+    unroll: int = 1
     remat: str = "none"
     attention_kernel: str = "auto"
     dtype: str = "float32"
@@ -67,7 +68,7 @@ class CrossAttentionFusion(nn.Module):
     @nn.compact
     def __call__(self, query: Tokens, context: Tokens) -> Tokens:
         cfg = block_config(self, cross=True)
-        stack = Stack(cfg, self.depth, self.scan, self.remat, name="stack")
+        stack = Stack(cfg, layers_of(self), name="stack")
         x = stack(query.x, fold_keys(query.keys, 0), query.mask, context)
         x = layer_norm(self.eps, self.dtype, "norm_final")(x) if self.norm == "pre" else x
         return Tokens(x, query.mask, fold_keys(query.keys, 1))

@@ -22,6 +22,7 @@ from multimodal.nn.layers import (
     dropout,
     fold_keys,
     layer_norm,
+    layers_of,
     repeat,
     shared_fields,
 )
@@ -194,6 +195,7 @@ class JointFusion(nn.Module):
     attention_dropout: float = 0.0
     init_std: float = 0.0
     scan: bool = False
+    unroll: int = 1
     remat: str = "none"
     attention_kernel: str = "auto"
     dtype: str = "float32"
@@ -238,10 +240,8 @@ class JointFusion(nn.Module):
         """The joint blocks over all tokens, which the operator has conditioned on each other."""
         parts = parts if self.operator == "concat" else self._condition(parts)
         tokens = concatenate(parts)
-        depth = sum(self.together)
-        stack = Stack(
-            block_config(self, norm="pre"), depth, self.scan, self.remat, name="joint_stack"
-        )
+        layers = layers_of(self, depth=sum(self.together))
+        stack = Stack(block_config(self, norm="pre"), layers, name="joint_stack")
         x = stack(tokens.x, fold_keys(tokens.keys, 0), tokens.mask)
         return split(tokens.replace(x=x), parts)
 
@@ -299,4 +299,4 @@ class JointFusion(nn.Module):
         def make(cls, name):
             return cls(self.names, cfg, **fields, name=name)
 
-        return repeat(cls, make, apply, carry, depth, self.scan, self.remat, name)
+        return repeat(cls, make, apply, carry, layers_of(self, depth=depth), name)

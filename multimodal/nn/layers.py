@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from multimodal.nn.attention import attend
+from multimodal.nn.attention import attend, examples_a_row
 from multimodal.nn.batch import dropout, fold_keys, shard_batch
 
 
@@ -97,14 +97,10 @@ def block_config(module, **changes) -> BlockConfig:
     return BlockConfig(**shared_fields(module, BlockConfig) | changes)
 
 
-def kept(x):
-    """x, named as what remat 'attention' keeps."""
-    return checkpoint_name(x, "attention")
-
-
 class Attention(nn.Module):
     """Multi-head attention of x [B, T, width] over context [B, S, any]; q, k and v go straight into
-    heads.
+    heads. Short sequences may share a row (see attention.examples_a_row): from here on, since
+    queries, keys and values then get the layout that the products want.
     """
 
     width: int
@@ -124,13 +120,21 @@ class Attention(nn.Module):
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
-        q = kept(split(name="query")(x))
-        k = kept(split(name="key", use_bias=self.key_bias)(context))
-        v = kept(split(name="value")(context))
-        out = attend(q, k, v, mask, self.causal, self.dropout, keys, self.attention_kernel)
-        return nn.DenseGeneral(
+        shape, kernel = x.shape, self.attention_kernel
+        drops = self.dropout and keys is not None
+        share = examples_a_row(x, kernel) if x is context and not drops else 1
+        if share > 1:
+            x = context = shard_batch(x.reshape(shape[0] // share, -1, shape[2]))
+            mask = None if mask is None else mask.reshape(len(x), -1)
+        q = checkpoint_name(split(name="query")(x), "query")
+        k = checkpoint_name(split(name="key", use_bias=self.key_bias)(context), "key")
+        v = checkpoint_name(split(name="value")(context), "value")
+        length = shape[1] if share > 1 else 0
+        out = attend(q, k, v, mask, self.causal, self.dropout, keys, kernel, length)
+        out = nn.DenseGeneral(
             self.width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out"
-        )(kept(out))
+        )(out)
+        return out.reshape(*shape[:-1], self.width)
 
 
 class Mlp(nn.Module):
@@ -145,15 +149,37 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
-        h = ACTIVATIONS[self.act](dense(self.hidden, name="up")(x))
-        return dense(self.width, name="down")(h)
+        h = checkpoint_name(dense(self.hidden, name="up")(x), "up")
+        return dense(self.width, name="down")(ACTIVATIONS[self.act](h))
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis (Ba et al. 2016), in float32 or better. Its variance takes two
+    passes, since E[x^2] - E[x]^2 loses digits that parity needs; but one for 16 bits, where that
+    loses less in float32 than the input's rounding did. Its mean and deviation, two numbers a
+    token, are kept whatever is rematerialised.
+    """
+
+    eps: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = checkpoint_name(x.mean(-1, keepdims=True), "norm")
+        if is_half(self.dtype):
+            variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0)
+        else:
+            variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        factor = checkpoint_name(jax.lax.rsqrt(variance + self.eps), "norm")
+        return ((x - mean) * (factor * scale) + bias).astype(self.dtype)
 
 
 def layer_norm(eps, dtype, name):
-    """LayerNorm. Its variance takes two passes, since E[x^2] - E[x]^2 loses digits that parity
-    needs; but one for 16 bits, where that loses less in float32 than the input's rounding did.
-    """
-    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=is_half(dtype), name=name)
+    """A LayerNorm module."""
+    return LayerNorm(eps, dtype, name=name)
 
 
 class Block(nn.Module):
@@ -186,7 +212,8 @@ class Block(nn.Module):
                 fn = partial(lambda f, h, k: f(h, k) * scale, fn)
             keys_in, keys_out = fold_keys(keys, 2 * i), fold_keys(keys, 2 * i + 1)
             if c.norm == "pre":
-                return x + dropout(fn(norm(x), keys_in), c.dropout, keys_out)
+                x = x + dropout(fn(norm(x), keys_in), c.dropout, keys_out)
+                return checkpoint_name(x, "residual")
             return norm(x + dropout(fn(x, keys_in), c.dropout, keys_out))
 
         x = shard_batch(x)
@@ -206,28 +233,72 @@ class Block(nn.Module):
         return branch(x, "mlp", 2, lambda h, _: mlp(h))
 
 
+# What can be kept of a block: attention's inputs, its output, the sum after each branch (pre-norm),
+# the MLP's first product. See keeps.
+KEPT = ("query", "key", "value", "context", "residual", "up")
 REMAT = {
-    "full": None,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": "",
+    "attention": "query+key+value+context",
 }
 
 
-def repeat(cls, make, apply, carry, depth, scan=False, remat="none", name="block"):
-    """`depth` layers of one kind after each other, unrolled or scanned; call in a compact method.
+def is_remat(value):
+    """Whether `remat` may be this: 'none', 'dots', a name of REMAT, or names of KEPT with +."""
+    return value in ("none", "dots", *REMAT) or set(value.split("+")) <= set(KEPT)
+
+
+def keeps(remat):
+    """The checkpoint policy of a value of `remat` other than 'none'."""
+    policies = jax.checkpoint_policies
+    norms = policies.save_only_these_names("norm")
+    if remat == "dots":
+        return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, norms)
+    return policies.save_only_these_names("norm", *REMAT.get(remat, remat).split("+"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """How a stack's layers follow each other.
+
+    Attributes:
+      depth: how many.
+      scan: parameters stacked along a first axis, and a loop over layers, so that compile time does
+        not grow with depth.
+      unroll: layers in one turn of that loop; from depth on there is no loop. That takes long to
+        compile, but what is kept for the backward pass is not copied into a stack.
+      remat: what the backward pass computes again: 'none' | 'full' | 'dots' (all but matrix
+        products) | 'attention' (all but its inputs and output) | all but names of KEPT joined by +:
+        'context+residual+up' saves the most time for its memory, 6 [B, L, width] where the MLP is 4
+        times as wide.
+    """
+
+    depth: int
+    scan: bool = False
+    unroll: int = 1
+    remat: str = "none"
+
+
+def layers_of(module, **changes) -> Layers:
+    """The Layers that a module's fields of the same names ask for, with changes."""
+    return Layers(**shared_fields(module, Layers) | changes)
+
+
+def repeat(cls, make, apply, carry, layers: Layers, name="block"):
+    """Layers of one kind after each other; call in a compact method.
 
     Args:
       cls: the layer's class; make(cls, name) builds one of it (or of its rematerialised copy).
       apply: (layer, carry, i) -> carry of the same structure; i is traced when scanned.
-      scan: one compiled body for all layers, parameters stacked as NAMEs; else NAME_0, NAME_1, ...
-      remat: what the backward pass computes again: 'none' | 'full' | 'attention' (all but queries,
-        keys, values and what attention gives) | 'dots' (all but matrix products).
+      name: parameters are NAMEs, stacked, when scanned, else NAME_0, NAME_1, ...
     """
+    depth, unroll = layers.depth, min(layers.unroll, layers.depth)
     if not depth:
         return carry
-    if remat != "none":
-        cls = nn.remat(cls, policy=REMAT[remat], prevent_cse=not scan)
-    if not scan:
+    if layers.remat != "none":
+        # In a loop nothing can be taken from the forward pass, in one body of layers it could.
+        loop = layers.scan and unroll == 1
+        cls = nn.remat(cls, policy=keeps(layers.remat), prevent_cse=not loop)
+    if not layers.scan:
         for i in range(depth):
             carry = apply(make(cls, f"{name}_{i}"), carry, i)
         return carry
@@ -236,17 +307,16 @@ def repeat(cls, make, apply, carry, depth, scan=False, remat="none", name="block
         variable_axes={"params": 0},
         split_rngs={"params": True},
         length=depth,
+        unroll=unroll,
     )
     return scanned(make(cls, f"{name}s"), carry, jnp.arange(depth))[0]
 
 
 class Stack(nn.Module):
-    """A stack of blocks, unrolled or scanned (compile time then does not grow with depth)."""
+    """A stack of blocks, one by one or scanned; see Layers."""
 
     cfg: BlockConfig
-    depth: int
-    scan: bool = False
-    remat: str = "none"
+    layers: Layers
 
     @nn.compact
     def __call__(self, x, keys=None, mask=None, context=None):
@@ -255,7 +325,5 @@ class Stack(nn.Module):
             lambda cls, name: cls(self.cfg, name=name),
             lambda block, x, i: block(x, fold_keys(keys, i), mask, context),
             x,
-            self.depth,
-            self.scan,
-            self.remat,
+            self.layers,
         )

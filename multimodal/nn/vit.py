@@ -19,6 +19,7 @@ from multimodal.nn.layers import (
     dropout,
     fold_keys,
     layer_norm,
+    layers_of,
 )
 
 
@@ -113,6 +114,7 @@ class PatchTransformer(nn.Module):
     attention_dropout: float = 0.0
     init_std: float = 0.0
     scan: bool = False
+    unroll: int = 1
     remat: str = "none"
     attention_kernel: str = "auto"
     dtype: str = "float32"
@@ -128,7 +130,7 @@ class PatchTransformer(nn.Module):
         norm = partial(layer_norm, self.eps, self.dtype)
         x = norm("pre_norm")(x) if self.pre_norm else x
         cfg = block_config(self)
-        x = Stack(cfg, self.depth, self.scan, self.remat, name="stack")(x, fold_keys(keys, 1))
+        x = Stack(cfg, layers_of(self), name="stack")(x, fold_keys(keys, 1))
         final = norm("final_norm")
         x = final(x) if self.final_norm in ("tokens", "twice") else x
         tokens = Tokens(x, jnp.broadcast_to(present[:, None], x.shape[:2]), fold_keys(keys, 2))

@@ -13,6 +13,7 @@ from multimodal.nn.layers import (
     dropout,
     fold_keys,
     layer_norm,
+    layers_of,
 )
 
 
@@ -107,6 +108,7 @@ class Wav2Vec2(nn.Module):
     attention_dropout: float = 0.0
     init_std: float = 0.0
     scan: bool = False
+    unroll: int = 1
     remat: str = "none"
     attention_kernel: str = "auto"
     dtype: str = "float32"
@@ -129,7 +131,7 @@ class Wav2Vec2(nn.Module):
         x = layer_norm(self.eps, self.dtype, "norm_embed")(x)
         x = dropout(x, self.dropout, fold_keys(keys, 0))
         cfg = block_config(self, norm="post")
-        stack = Stack(cfg, self.depth, self.scan, self.remat, name="stack")
+        stack = Stack(cfg, layers_of(self), name="stack")
         x = stack(x, fold_keys(keys, 1))
         tokens = Tokens(x, jnp.broadcast_to(present[:, None], x.shape[:2]), fold_keys(keys, 2))
         return tokens, x.mean(1) if self.pool == "mean" else None

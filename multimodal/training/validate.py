@@ -10,7 +10,7 @@ from multimodal.nn.attention import KERNELS
 from multimodal.nn.encoders import ENCODERS
 from multimodal.nn.fusion import FUSIONS
 from multimodal.nn.joint import STAGES
-from multimodal.nn.layers import ACTIVATIONS, REMAT
+from multimodal.nn.layers import ACTIVATIONS, KEPT, REMAT, is_remat
 from multimodal.nn.model import JOINT
 from multimodal.nn.operators import OPERATORS
 from multimodal.nn.quantize import TYPES
@@ -71,13 +71,17 @@ def check_block(where, c):
     """Sizes and switches of a stack of blocks, as far as the config has them: a fork's encoder may
     have others.
     """
-    for key in ("width", "heads", "mlp_dim", "depth"):
+    for key in ("width", "heads", "mlp_dim", "depth", "unroll"):
         if c.get(key, 1) < 1:
             raise UserError(f"config.{where}.{key} is {c[key]}: give 1 or more")
     if "heads" in c and c.width % c.heads:
         raise UserError(f"config.{where}: width {c.width} does not divide over {c.heads} heads")
     one_of(f"{where}.act", c.get("act", "gelu"), ACTIVATIONS)
-    one_of(f"{where}.remat", c.get("remat", "none"), ("none", *REMAT))
+    if not is_remat(c.get("remat", "none")):
+        raise UserError(
+            f"config.{where}.remat: unknown {c.remat!r}; known: none, dots, {', '.join(REMAT)}, or "
+            f"names of {', '.join(KEPT)} joined by +"
+        )
     one_of(f"{where}.norm", c.get("norm", "pre"), ("pre", "post"))
 
 

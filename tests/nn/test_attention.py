@@ -7,7 +7,16 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from multimodal.nn import attention
-from multimodal.nn.attention import attend, best_kernel, by_formula, flash
+from multimodal.nn.attention import (
+    attend,
+    best_kernel,
+    by_formula,
+    divided,
+    examples_a_row,
+    flash,
+    rounded,
+)
+from multimodal.nn.layers import Attention
 from multimodal.training.sharding import make_mesh
 
 
@@ -76,6 +85,49 @@ def test_rounded_logits_err_at_most_twice_as_much_as_bfloat16_does(peaked, causa
         return np.array([np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs])
 
     assert (errors("bfloat16") < 2 * errors("xla")).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_examples_of_a_row_do_not_see_each_other(causal, masked):
+    q, k, v, mask = inputs(32, 32, batch=8)
+    mask[:, 0] = True  # a causal row without any key is finite, whatever it is
+    mask = mask if masked else None
+
+    def in_rows(*args):
+        *args, causal = args
+        args = (None if x is None else x.reshape(2, 128, *x.shape[2:]) for x in args)
+        return rounded(*args, causal, length=32).reshape(q.shape)
+
+    # rounded rounds to its arguments' type: nothing of float32
+    close(gradients(in_rows, q, k, v, mask, causal), gradients(by_formula, q, k, v, mask, causal))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_rows_is_that_of_examples(masked):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 32, 16)), jnp.bfloat16)
+    mask = jnp.asarray(np.arange(32) < rng.integers(1, 32, (8, 1))) if masked else None
+    layer = Attention(16, 2, dtype="bfloat16")
+    params = layer.init(jax.random.key(0), x, x)
+    found = layer.clone(attention_kernel="bfloat16").apply(params, x, x, mask)
+    assert examples_a_row(x, "bfloat16") == 4
+    assert examples_a_row(x, "xla") == examples_a_row(x[:6], "bfloat16") == 1
+    close(*(y.astype(jnp.float32) for y in (found, layer.apply(params, x, x, mask))), 2**-6)
+
+
+def test_rows_are_shared_only_within_a_device():
+    x = jnp.zeros((24, 64, 8), jnp.bfloat16)
+    with jax.set_mesh(make_mesh()):  # two examples a device
+        assert [examples_a_row(x[:b], "bfloat16") for b in (16, 8, 24)] == [2, 1, 1]
+
+
+def test_divided_has_the_quotients_gradient():
+    x, total, g = np.random.default_rng(0).random((3, 4, 5, 2, 8), np.float32) + 0.5
+    total = total[..., :1]
+    found, back = jax.vjp(divided, x, total)
+    exact, exact_back = jax.vjp(jnp.divide, x, total)
+    close((found, back(g)), (exact, exact_back(g)), 1e-6)
 
 
 def test_only_bfloat16_is_rounded():

@@ -4,21 +4,85 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.interpreters.partial_eval import dce_jaxpr
 
-from multimodal.nn.layers import REMAT, BlockConfig, Stack, gelu, layer_norm
+from multimodal.nn.layers import (
+    KEPT,
+    REMAT,
+    BlockConfig,
+    Layers,
+    Stack,
+    gelu,
+    is_remat,
+    layer_norm,
+)
 from tests import laws
 
 
-@pytest.mark.parametrize("remat", REMAT)
-def test_remat_changes_no_gradient(remat):
+@pytest.mark.parametrize(
+    ("remat", "unroll"),
+    [*((remat, 1) for remat in ("dots", *REMAT)), *(("context+residual+up", n) for n in (1, 2, 9))],
+)
+def test_remat_and_unrolling_change_no_gradient(remat, unroll):
     x = np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
-    stack = Stack(BlockConfig(16, 2, 32), depth=2, scan=True)
+    stack = Stack(BlockConfig(16, 2, 32), Layers(3, scan=True))
     params = stack.init(jax.random.key(0), x)
 
     def gradient(stack):
         return jax.jit(jax.grad(lambda p: (stack.apply(p, x) ** 3).sum()))(params)
 
-    assert laws.worst(gradient(stack.clone(remat=remat)), gradient(stack)) < 1e-5
+    changed = stack.clone(layers=Layers(3, scan=True, unroll=unroll, remat=remat))
+    assert laws.worst(gradient(changed), gradient(stack)) < 1e-5
+
+
+# Forward 8 products (query, key, value, logits, values, out, up, down), backward twice as many.
+@pytest.mark.parametrize(
+    ("remat", "again"),
+    [
+        ("none", 0),
+        ("full", 7),  # all but down
+        ("attention", 3),  # logits, out, up
+        ("context", 6),  # all but values, down
+        ("context+residual+up", 4),  # query, key, value, logits
+        ("query+key+value+context+residual+up", 1),
+    ],
+)
+def test_what_is_kept_is_not_computed_again(remat, again):
+    cfg = BlockConfig(16, 2, 32, dtype="bfloat16", attention_kernel="bfloat16")
+    x = jnp.zeros((2, 128, 16), jnp.bfloat16)
+
+    def products(remat):
+        stack = Stack(cfg, Layers(1, remat=remat))
+        params = jax.eval_shape(stack.init, jax.random.key(0), x)
+        grad = jax.value_and_grad(lambda p, x: stack.apply(p, x).astype(jnp.float32).sum(), (0, 1))
+        jaxpr = jax.make_jaxpr(grad)(params, x).jaxpr
+        jaxpr = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+        return str(jaxpr).count("dot_general[")
+
+    assert products(remat) == 24 + again
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_every_name_can_be_kept(name):
+    assert is_remat(name)
+    stack = Stack(BlockConfig(16, 2, 32), Layers(1, remat=name))
+    x = jnp.zeros((2, 5, 16))
+    params = stack.init(jax.random.key(0), x)
+    names = str(jax.make_jaxpr(lambda p: stack.apply(p, x))(params))
+    assert f"name={name}" in names
+    assert not is_remat(name + "s")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_norm_is_flaxs_to_the_bit(dtype):
+    x = np.random.default_rng(0).normal(2, 3, (5, 7, 32)).astype(dtype)
+    flaxs = nn.LayerNorm(epsilon=1e-5, dtype=dtype, use_fast_variance=dtype == "bfloat16")
+    params = {"params": {k: np.random.default_rng(1).random(32) for k in ("scale", "bias")}}
+    params = jax.tree.map(jnp.float32, params)
+    ours, theirs = (jax.jit(m.apply)(params, x) for m in (layer_norm(1e-5, dtype, None), flaxs))
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_gelu_of_16_bits_is_as_near_as_rounding_allows():

@@ -64,6 +64,15 @@ def test_loops_and_recomputation_change_nothing():
         assert flops.of_step(small("configs/clip.py", **change)) == plain, change
 
 
+def test_kernels_change_nothing():
+    given = dict(modalities__text__max_length=64, model__dtype="bfloat16")
+    counts = {
+        kernel: flops.of_step(small("configs/clip.py", **given, model__attention_kernel=kernel))
+        for kernel in ("xla", "bfloat16", "auto")
+    }
+    assert len(set(counts.values())) == 1, counts
+
+
 # Forward GFLOP a pair, OpenCLIP's docs/model_profile.csv.
 @pytest.mark.parametrize("size, forward", [("b32", 14.78), ("l14", 175.33), ("g14", 581.15)])
 def test_count_is_the_published_one(size, forward):
