@@ -9,7 +9,15 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import SpectrogramTransformer, WhisperEncoder
-from multimodal.nn.layers import Stack, Tokens, block_config, dropout, fold_keys, layer_norm, layers_of
+from multimodal.nn.layers import (
+    Stack,
+    Tokens,
+    block_config,
+    dropout,
+    fold_keys,
+    layer_norm,
+    layers_of,
+)
 from multimodal.nn.video import FrameTransformer, VideoTransformer
 from multimodal.nn.vit import ViT, mean_pool
 from multimodal.nn.wav2vec2 import Wav2Vec2
