@@ -6,6 +6,7 @@ import math
 import jax
 from jax.extend.core import Literal
 
+from multimodal.nn.attention import LANES
 from multimodal.training import setup
 from multimodal.training.flops import plain
 from multimodal.training.sharding import abstract_mesh, axes_of, make_mesh
@@ -71,9 +72,15 @@ def _residual_bytes(config, devices):
     }
     b = config.batch_size
     return sum(
-        a.size * a.dtype.itemsize / (devices if any(n % b == 0 for n in a.shape if n) else 1)
+        a.size * a.dtype.itemsize / (devices if _has_batch(a.shape, b) else 1)
         for a in kept.values()
     )
+
+
+def _has_batch(shape, b):
+    """Whether one axis is the batch's, or that of rows which examples share (nn/attention.py)."""
+    shared = (n for i, n in enumerate(shape) if LANES in shape[i + 1 :])
+    return any(n and n % b == 0 for n in shape) or any(n and b // n in (2, 4, 8) for n in shared)
 
 
 @dataclasses.dataclass(frozen=True)
