@@ -3,7 +3,8 @@
 
 `,tiled` is for TPUs: 256 or 64 tokens an image (the mean of the patches instead of a class token;
 256 pixels where patches have 16 or 32), 64 a text, rematerialisation, and attention that rounds its
-logits. With CLIP's
+logits. `,tiled,unrolled` is faster where there is memory for it: no loop over layers, and the image
+tower keeps what is dear to compute again, the text tower all. With CLIP's
 own tokenizer instead of a trained one: --config.tokenizer.kind=clip
 --config.modalities.text.eot_id=49407. The data (tar shards and captions.jsonl) is
 --config.data.kwargs.folder.
@@ -76,5 +77,8 @@ def get_config(arg=""):
         c.modalities.image.update(size=size, class_token=False, pool="mean", remat="full")
         c.modalities.text.update(max_length=64, remat="full")
         c.model.attention_kernel = "bfloat16"
-    rest = [w for w in words if w not in (*SIZES, "tiled")]
+    if "unrolled" in words:
+        c.modalities.image.update(unroll=depth, remat="context+residual+up")
+        c.modalities.text.update(unroll=text_depth, remat="none")
+    rest = [w for w in words if w not in (*SIZES, "tiled", "unrolled")]
     return common.recipe(c, ",".join(rest), default="clip")

@@ -1,17 +1,19 @@
 """Every config builds, and its smoke variant trains; a new file in configs/ is covered as it is."""
 
 import pathlib
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from configs import av_digits
+from configs import av_digits, clip
 from multimodal import objectives
 from multimodal.config import load_config
 from multimodal.nn.model import build_model
 from multimodal.training import setup
 from multimodal.training.optim import make_optimizer
+from multimodal.training.sharding import make_mesh
 from multimodal.training.validate import validate
 from tests import processes
 
@@ -51,6 +53,20 @@ def test_published_sizes():
     params = jax.eval_shape(lambda: setup.init_params(c, build_model(c)))
     total = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
     assert round(total / 1e6, 2) == 209.94
+
+
+@pytest.mark.parametrize("size", clip.SIZES)
+def test_tiled_clip_fills_tiles(size):
+    """Tokens are multiples of 128, or 64 of which two examples make a row."""
+    c = load_config(f"configs/clip.py:{size},tiled,unrolled")
+    validate(c)
+    model = build_model(c)
+    batch = setup.batch_shapes(c, make_mesh(devices=jax.local_devices()[:1]))
+    params = jax.eval_shape(lambda: setup.init_params(c, model))
+    encode = partial(model.apply, method="encode")
+    encoded = jax.eval_shape(encode, {"params": params}, batch)
+    lengths = {m: e.tokens.x.shape[1] for m, e in encoded.items()}
+    assert lengths == {"image": 64 if size == "b32" else 256, "text": 64}
 
 
 QUICK = ("av_digits.py",)  # test_commands.py has emoji, --slow the others
