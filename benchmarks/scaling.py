@@ -19,17 +19,22 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "scaling"
 
-REMAT = [f"{s}.remat=full" for s in ("modalities.image", "modalities.text", "model.fusion")]
-MODELS = {  # name: (config, overrides)
-    "clip-b16": ("configs/clip.py:b16,tiled", []),
-    "clip-l14": ("configs/clip.py:l14,tiled", []),
-    "clip-h14": ("configs/clip.py:h14,tiled", []),
-    "clip-g14": ("configs/clip.py:g14,tiled", []),
-    "albef-base": ("configs/albef.py", REMAT),
+MODELS = {
+    **{f"clip-{size}": f"configs/clip.py:{size},tiled" for size in ("b16", "l14", "h14", "g14")},
+    "albef-base": "configs/albef.py",
+}
+# (remat of the image tower, unrolled), the faster and the greedier for memory first. Unrolled,
+# other stacks compute nothing again; in a loop all do.
+SETTINGS = {
+    "none": ("none", True),
+    "unrolled": ("context+residual+up", True),
+    "context": ("context+residual", True),
+    "full": ("full", False),
 }
 TARGETS = ("tpu:v5e:16x16", "tpu:v5p:8x8x8", "tpu:v6e:16x16")
 BATCHES = (8_192, 32_768, 131_072, 262_144, 1_048_576)
-FSDP = 16
+FSDP = {"clip-b16": 4}  # divides its 12 heads (see docs/scaling.md)
+GENEROUS = 1.1  # what is estimated to take so many times the memory may still fit
 KEPT = (
     "target", "devices", "batch_size", "micro_batches", "mesh", "fits", "memory", "flops", "time",
     "mfu", "mfu_bound", "binds", "samples_per_s", "samples_per_s_bound", "why_no_time",
@@ -76,46 +81,51 @@ def path_of(case):
 
 
 def run(model, target, batch) -> dict:
-    """The plan of a case, in as few micro-batches as fit: by the estimate first, then by the
-    compiler.
+    """The plan of a case in as few micro-batches as fit, in the fastest setting that then does: by
+    the estimate first, then by the compiler.
     """
     from multimodal.config import load_config
     from multimodal.errors import UserError
+    from multimodal.planning import memory
     from multimodal.planning.plan import make_plan
     from multimodal.planning.targets import parse_target
 
-    spec, overrides = MODELS[model]
-    devices = parse_target(target).devices
-    micro = first_guess(spec, overrides, parse_target(target), batch)
-    if micro is None:
-        return {"target": target, "batch_size": batch, "fits": False, "why": "estimate"}
-    while micro <= batch // devices:
-        more = [f"batch_size={batch}", f"mesh.fsdp={FSDP}", f"micro_batches={micro}"]
-        config = load_config(str(ROOT / spec), [*overrides, *more])
+    machine, why = parse_target(target), "estimate"
+    for micro, setting in attempts(batch // machine.devices):
+        more = [f"batch_size={batch}", f"mesh.fsdp={FSDP.get(model, 16)}", f"micro_batches={micro}"]
+        config = set_to(load_config(str(ROOT / MODELS[model]), more), setting)
+        if memory.estimate(config, machine.devices).total > GENEROUS * machine.chip.hbm:
+            continue
         try:
             plan = make_plan(config, target, examples=1, advise=False)
         except UserError as e:
             return {"target": target, "batch_size": batch, "fits": None, "why": str(e)}
         if plan["fits"]:
-            break
+            return {"setting": setting} | {key: plan[key] for key in KEPT if key in plan}
+        why = "compiler"
+    return {"target": target, "batch_size": batch, "fits": False, "why": why}
+
+
+def attempts(most):
+    """(micro-batches, setting) from fast to slow; most: examples of a device. Micro-batches compute
+    the forward pass once more, and so do not go with settings that do that too.
+    """
+    yield from ((1, setting) for setting in SETTINGS)
+    micro = 2
+    while micro <= most:
+        yield from ((micro, setting) for setting in ("none", "unrolled"))
         micro *= 2
-    return {key: plan[key] for key in KEPT if key in plan}
 
 
-def first_guess(spec, overrides, target, batch):
-    """The fewest micro-batches that fit by the estimate; None where none do."""
-    from multimodal.config import load_config
-    from multimodal.planning import memory
-
-    micro = 1
-    while micro <= batch // target.devices:
-        more = [f"batch_size={batch}", f"mesh.fsdp={FSDP}", f"micro_batches={micro}"]
-        config = load_config(str(ROOT / spec), [*overrides, *more])
-        # The estimate is above what the compiler needs: let that decide what is near.
-        if memory.estimate(config, target.devices).total < 1.3 * target.chip.hbm:
-            return micro
-        micro *= 2
-    return None
+def set_to(config, setting):
+    """The config with its stacks of layers run as a setting says."""
+    remat, unrolled = SETTINGS[setting]
+    with config.unlocked():
+        for name, stack in (*config.modalities.items(), ("fusion", config.model.fusion)):
+            kept = remat if name == "image" or not unrolled else "none"
+            unroll = stack.get("depth", 1) if unrolled else 1
+            stack.update(scan=True, unroll=max(1, unroll), remat=kept)
+    return config
 
 
 if __name__ == "__main__":

@@ -12,10 +12,18 @@ compiler's own peak, which is what it holds against the chip's; time is the sum 
 estimated cycles over all operations and loops, plus what a bandwidth model of the exchanges between
 chips leaves after the operations that the compiler runs beside them.
 
-Settings: bfloat16, remat `full`, `mesh.fsdp={fsdp}`, the compiler options of
-`multimodal/training/xla_flags.py`, CLIP with the mean of the patches instead of a class token
-(`configs/clip.py:SIZE,tiled`), and as few micro-batches as fit. MFU counts model FLOPs only
-(`multimodal/training/flops.py`): full remat executes 4/3 of them, micro-batches with remat 5/3.
+Settings: bfloat16, `mesh.fsdp=16` (B/16: 4), the compiler options of
+`multimodal/training/xla_flags.py`, CLIP as `configs/clip.py:SIZE,tiled` (256 tokens an image, 64 a
+text; B/16 at 256 pixels), as few micro-batches as fit (k), and the first of these that then does:
+
+- `none`: no loop over layers, nothing computed again;
+- `unrolled`: no loop, the image tower's queries, keys, values and logits are computed again
+  (`configs/clip.py:SIZE,tiled,unrolled`);
+- `context`: the same, and the first product of its MLP;
+- `full`: a loop over layers that computes all again (`configs/clip.py:SIZE,tiled`).
+
+MFU counts model FLOPs only (`multimodal/training/flops.py`): `full` executes 4/3 of them, and so do
+micro-batches.
 
 {run} of {all} cases were planned so far; `-` is one that was not. A case costs the compiler
 minutes; the same command goes on with the rest. Slices without any are left out.
@@ -50,12 +58,12 @@ PUBLISHED = (
 )
 
 
-def write_page(folder, models, targets, batches, fsdp=16):
+def write_page(folder, models, targets, batches):
     """Write scaling.md beside the folder of results, and a plot for each target into it."""
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
     rows = {(m, t, b): found.get(key(m, t, b)) for m in models for t in targets for b in batches}
     run = sum(r is not None for r in rows.values())
-    parts = [HEAD.format(fsdp=fsdp, run=run, all=len(rows))]
+    parts = [HEAD.format(run=run, all=len(rows))]
     for target in [t for t in targets if any(rows[m, t, b] for m in models for b in batches)]:
         parts.append(f"\n## {target.removeprefix('tpu:')}\n")
         parts += [table(rows, models, target, batches)]
@@ -82,7 +90,7 @@ def table(rows, models, target, batches):
     for m in models:
         cells = [cell(rows[m, target, b]) for b in batches]
         lines.append(f"| {m} | " + " | ".join(cells) + " |")
-    lines.append("\nMFU, samples/s, memory of a chip, micro-batches (k).")
+    lines.append("\nMFU, samples/s, memory of a chip, micro-batches (k), setting.")
     return "\n".join(lines)
 
 
@@ -92,7 +100,7 @@ def cell(r):
     if not r["fits"]:
         how = "by estimate" if r.get("why") == "estimate" else "the compiler"
         return f"does not fit ({how})" if r["fits"] is False else "the compiler failed"
-    size = f"{r['memory']['total'] / GIB:.1f} GiB, k={r['micro_batches']}"
+    size = f"{r['memory']['total'] / GIB:.1f} GiB, k={r['micro_batches']}, {r['setting']}"
     if r.get("mfu"):
         return f"**{r['mfu']:.1%}**, {r['samples_per_s']:,.0f}/s, {size}"
     return f"time not known, {size}"

@@ -42,9 +42,10 @@ def image_tower(**changes):
     c.layer_scale = 0.0  # > 0: what the factors on residual branches start at (DINOv2: 1)
     c.scan = False  # scan over layers: compile time does not grow with depth
     c.unroll = 1  # of scan: layers in one turn of the loop; depth: none, faster, long to compile
-    # What the backward pass computes again, for memory: 'none' | 'full' | 'dots' (all but matrix
-    # products) | 'attention' (all but its inputs and output) | all but what is named, with +, of
-    # 'query', 'key', 'value', 'context', 'residual', 'up': 'context+residual+up'
+    # What the backward pass computes again, for memory: 'none' | 'full' | 'products' (all but
+    # matrix products) | 'dots' (attention's two as well) | 'attention' (all but its inputs and
+    # output) | all but what is named, with +, of 'query', 'key', 'value', 'context', 'residual',
+    # 'up'
     c.remat = "none"
     # Transform of the data, a name in data/transforms.py.
     c.transform = "image"

@@ -241,19 +241,22 @@ REMAT = {
     "attention": "query+key+value+context",
 }
 
+POLICIES = {
+    "products": jax.checkpoint_policies.dots_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 def is_remat(value):
-    """Whether `remat` may be this: 'none', 'dots', a name of REMAT, or names of KEPT with +."""
-    return value in ("none", "dots", *REMAT) or set(value.split("+")) <= set(KEPT)
+    """Whether `remat` may be this: see Layers."""
+    return value in ("none", *POLICIES, *REMAT) or set(value.split("+")) <= set(KEPT)
 
 
 def keeps(remat):
     """The checkpoint policy of a value of `remat` other than 'none'."""
     policies = jax.checkpoint_policies
-    norms = policies.save_only_these_names("norm")
-    if remat == "dots":
-        return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, norms)
-    return policies.save_only_these_names("norm", *REMAT.get(remat, remat).split("+"))
+    names = policies.save_only_these_names("norm", *REMAT.get(remat, remat).split("+"))
+    return policies.save_from_both_policies(names, POLICIES[remat]) if remat in POLICIES else names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,10 +269,10 @@ class Layers:
         not grow with depth.
       unroll: layers in one turn of that loop; from depth on there is no loop. That takes long to
         compile, but what is kept for the backward pass is not copied into a stack.
-      remat: what the backward pass computes again: 'none' | 'full' | 'dots' (all but matrix
-        products) | 'attention' (all but its inputs and output) | all but names of KEPT joined by +:
-        'context+residual+up' saves the most time for its memory, 6 [B, L, width] where the MLP is 4
-        times as wide.
+      remat: what the backward pass computes again: 'none' | 'full' | 'products' (all but matrix
+        products) | 'dots' (attention's two as well) | 'attention' (all but its inputs and output) |
+        all but names of KEPT joined by +: 'context+residual+up' saves the most time for its memory,
+        6 [B, L, width] where the MLP is 4 times as wide.
     """
 
     depth: int

@@ -8,7 +8,6 @@ from jax.extend.core import Literal
 
 from multimodal.nn.attention import LANES
 from multimodal.training import setup
-from multimodal.training.flops import plain
 from multimodal.training.sharding import abstract_mesh, axes_of, make_mesh
 from multimodal.training.step import make_loss
 
@@ -30,28 +29,30 @@ def shard_bytes(x) -> int:
 def activation_bytes(config, devices: int) -> float:
     """An estimate of what one device keeps from the forward pass for the backward pass.
 
-    It is what the traced program keeps, remat and micro-batches included. A compiler keeps less
-    where it computes element-wise operations again, and more where it pads; what is alive only
-    within one layer is counted for a rematerialised one.
+    It is what the traced program keeps, remat and micro-batches included; of stacks without remat
+    their matrix products, since compilers compute what is element-wise again. Of the layers that
+    are rematerialised, the products of the largest are alive while it is computed again.
     """
-    chunk = config.batch_size // config.micro_batches
-    kept = _residual_bytes(_with_batch(config, chunk), devices)
-    stacks = [s for s in (*config.modalities.values(), config.model.fusion) if _remats(s)]
-    if stacks:
-        depth = max(1, min(s.get("depth", 1) for s in stacks))
-        whole = _residual_bytes(plain(_with_batch(config, chunk)), devices)
-        kept += max(0.0, whole - kept) / depth  # the layer that is being computed again
-    return kept
-
-
-def _remats(stack):
-    return stack.get("remat", "none") != "none"
+    config = _with_batch(config, config.batch_size // config.micro_batches)
+    remats = []
+    for stack in (*config.modalities.values(), config.model.fusion):
+        if stack.get("remat", "none") == "none" and "remat" in stack:
+            stack.remat = "products"
+        elif stack.get("remat", "products") != "products" and stack.get("depth"):
+            remats.append(stack)
+    kept = _residual_bytes(config, devices)
+    largest = 0.0
+    for stack in remats:
+        remat, stack.remat = stack.remat, "products"
+        largest = max(largest, (_residual_bytes(config, devices) - kept) / stack.depth)
+        stack.remat = remat
+    return kept + largest
 
 
 def _with_batch(config, size):
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.batch_size, config.micro_batches = size, 1
+    config.unlock()
+    config.batch_size, config.micro_batches = size, 1
     return config
 
 

@@ -10,7 +10,7 @@ from multimodal.nn.attention import KERNELS
 from multimodal.nn.encoders import ENCODERS
 from multimodal.nn.fusion import FUSIONS
 from multimodal.nn.joint import STAGES
-from multimodal.nn.layers import ACTIVATIONS, KEPT, REMAT, is_remat
+from multimodal.nn.layers import ACTIVATIONS, KEPT, POLICIES, REMAT, is_remat
 from multimodal.nn.model import JOINT
 from multimodal.nn.operators import OPERATORS
 from multimodal.nn.quantize import TYPES
@@ -79,8 +79,8 @@ def check_block(where, c):
     one_of(f"{where}.act", c.get("act", "gelu"), ACTIVATIONS)
     if not is_remat(c.get("remat", "none")):
         raise UserError(
-            f"config.{where}.remat: unknown {c.remat!r}; known: none, dots, {', '.join(REMAT)}, or "
-            f"names of {', '.join(KEPT)} joined by +"
+            f"config.{where}.remat: unknown {c.remat!r}; known: none, "
+            f"{', '.join([*POLICIES, *REMAT])}, or names of {', '.join(KEPT)} joined by +"
         )
     one_of(f"{where}.norm", c.get("norm", "pre"), ("pre", "post"))
 

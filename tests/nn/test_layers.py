@@ -9,6 +9,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from multimodal.nn.layers import (
     KEPT,
+    POLICIES,
     REMAT,
     BlockConfig,
     Layers,
@@ -22,7 +23,10 @@ from tests import laws
 
 @pytest.mark.parametrize(
     ("remat", "unroll"),
-    [*((remat, 1) for remat in ("dots", *REMAT)), *(("context+residual+up", n) for n in (1, 2, 9))],
+    [
+        *((remat, 1) for remat in (*POLICIES, *REMAT)),
+        *(("context+residual+up", n) for n in (1, 2, 9)),
+    ],
 )
 def test_remat_and_unrolling_change_no_gradient(remat, unroll):
     x = np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
@@ -41,6 +45,8 @@ def test_remat_and_unrolling_change_no_gradient(remat, unroll):
     ("remat", "again"),
     [
         ("none", 0),
+        ("products", 0),
+        ("dots", 2),  # logits, values
         ("full", 7),  # all but down
         ("attention", 3),  # logits, out, up
         ("context", 6),  # all but values, down
