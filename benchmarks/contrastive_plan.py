@@ -1,8 +1,8 @@
 """The contrastive loss alone, planned for a TPU pod: python -m benchmarks.contrastive_plan
 
 Compiles loss and gradient of each kernel at each number of pairs for --target (needs libtpu: pip
-install '.[tpu]') and prints temporaries a device, predicted milliseconds of operations and of
-exchange, as --plan predicts them.
+install '.[tpu]') and prints temporaries a device, predicted milliseconds of operations, of exchange
+and of what exchange nothing hides, as --plan predicts them, and the step: operations and that.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def row(name, fn, target, size, dim, dtype):
     """One line of the table."""
     from multimodal.planning.cost import cost_of
     from multimodal.planning.hlo import parse
-    from multimodal.planning.predict import network_seconds
+    from multimodal.planning.predict import exposed_seconds, network_seconds
 
     try:
         program = compiled(fn, target, size, dim, dtype)
@@ -87,12 +87,15 @@ def row(name, fn, target, size, dim, dtype):
         used = (
             f"out of memory, {found['used'] / 2**30:.1f} GiB" if "used" in found else found["why"]
         )
-        return [name, f"{size:,}", used, "", "", ""]
-    temp = program.memory_analysis().temp_size_in_bytes / 2**20
+        return [name, f"{size:,}", used, "", "", "", ""]
+    stats = program.memory_analysis()
+    temp = max(stats.temp_size_in_bytes, stats.peak_memory_in_bytes - stats.argument_size_in_bytes)
     cost = cost_of(parse(program.as_text()), target.devices, target.slices)
     work = 1e3 * sum(o.cycles for o in cost.operations) / target.chip.clock
     sent = 1e3 * network_seconds(target, cost.collectives)
-    return [name, f"{size:,}", f"{temp:.0f}", f"{work:.2f}", f"{sent:.2f}", f"{work + sent:.2f}"]
+    waits = 1e3 * exposed_seconds(target, cost.collectives)
+    times = (f"{t:.2f}" for t in (work, sent, waits, work + waits))
+    return [name, f"{size:,}", f"{temp / 2**20:.0f}", *times]
 
 
 def main():
@@ -110,7 +113,8 @@ def main():
 
     target = parse_target(args.target)
     print(f"{target.name}, {args.dtype}, {args.dim} dimensions\n")
-    heads = ["loss", "pairs", "temporaries, MiB a device", "operations, ms", "exchange, ms", "sum"]
+    heads = ["loss", "pairs", "temporaries, MiB a device", "operations, ms", "exchange, ms"]
+    heads += ["exposed, ms", "step, ms"]
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for kind in args.kinds.split(","):
         for size in map(int, args.sizes.split(",")):

@@ -31,6 +31,7 @@ FREE_KEYS = (
     "hang_seconds",
     "check_replicas_every",
 )
+FREE_ENDS = (".remat", ".unroll")  # and of any stack of layers
 # Of a modality: a number, or (down, across).
 PAIRS = ("size", "host_size", "patch")
 # Parts that every run's config has; the code that reads one relies on them.
@@ -274,7 +275,8 @@ def check_same(config, stored):
     changed = [
         k
         for k in sorted(new.keys() | old.keys())
-        if new.get(k, "absent") != old.get(k, "absent") and not k.startswith(FREE_KEYS)
+        if new.get(k, "absent") != old.get(k, "absent")
+        and not (k.startswith(FREE_KEYS) or k.endswith(FREE_ENDS))
     ]
     if changed:
         told = ", ".join(

@@ -124,8 +124,8 @@ class Attention(nn.Module):
         drops = self.dropout and keys is not None
         share = examples_a_row(x, kernel) if x is context and not drops else 1
         if share > 1:
-            x = context = shard_batch(x.reshape(shape[0] // share, -1, shape[2]))
-            mask = None if mask is None else mask.reshape(len(x), -1)
+            x = shard_batch(x.reshape(shape[0] // share, share * shape[1], shape[2]))
+            context, mask = x, None if mask is None else mask.reshape(x.shape[:2])
         q = checkpoint_name(split(name="query")(x), "query")
         k = checkpoint_name(split(name="key", use_bias=self.key_bias)(context), "key")
         v = checkpoint_name(split(name="value")(context), "value")
