@@ -33,7 +33,7 @@ SETTINGS = {
 }
 TARGETS = ("tpu:v5e:16x16", "tpu:v5p:8x8x8", "tpu:v6e:16x16")
 BATCHES = (8_192, 32_768, 131_072, 262_144, 1_048_576)
-FSDP = {"clip-b16": 4}  # divides its 12 heads (see docs/scaling.md)
+FSDP = {"clip-b16": 4, "albef-base": 4}  # divides their 12 heads (see docs/scaling.md)
 GENEROUS = 1.1  # what is estimated to take so many times the memory may still fit
 KEPT = (
     "target", "devices", "batch_size", "micro_batches", "mesh", "fits", "memory", "flops", "time",
@@ -94,7 +94,7 @@ def run(model, target, batch) -> dict:
     for micro, setting in attempts(batch // machine.devices):
         more = [f"batch_size={batch}", f"mesh.fsdp={FSDP.get(model, 16)}", f"micro_batches={micro}"]
         config = set_to(load_config(str(ROOT / MODELS[model]), more), setting)
-        if memory.estimate(config, machine.devices).total > GENEROUS * machine.chip.hbm:
+        if memory.estimate(config, machine.devices, fuses=True).total > GENEROUS * machine.chip.hbm:
             continue
         try:
             plan = make_plan(config, target, examples=1, advise=False)

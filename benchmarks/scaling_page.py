@@ -12,7 +12,7 @@ compiler's own peak, which is what it holds against the chip's; time is the sum 
 estimated cycles over all operations and loops, plus what a bandwidth model of the exchanges between
 chips leaves after the operations that the compiler runs beside them.
 
-Settings: bfloat16, `mesh.fsdp=16` (B/16: 4), the compiler options of
+Settings: bfloat16, `mesh.fsdp=16` (B/16 and ALBEF: 4), the compiler options of
 `multimodal/training/xla_flags.py`, CLIP as `configs/clip.py:SIZE,tiled` (256 tokens an image, 64 a
 text; B/16 at 256 pixels), as few micro-batches as fit (k), and the first of these that then does:
 
@@ -22,8 +22,8 @@ text; B/16 at 256 pixels), as few micro-batches as fit (k), and the first of the
 - `context`: the same, and the first product of its MLP;
 - `full`: a loop over layers that computes all again (`configs/clip.py:SIZE,tiled`).
 
-MFU counts model FLOPs only (`multimodal/training/flops.py`): `full` executes 4/3 of them, and so do
-micro-batches.
+MFU counts model FLOPs only (`multimodal/training/flops.py`): `full` executes 4/3 of them, and
+micro-batches one more forward pass as well.
 
 {run} of {all} cases were planned so far; `-` is one that was not. A case costs the compiler
 minutes; the same command goes on with the rest. Slices without any are left out.

@@ -41,7 +41,7 @@ def image_tower(**changes):
     c.init_std = 0.0  # 0: Xavier uniform; otherwise a normal of this deviation
     c.layer_scale = 0.0  # > 0: what the factors on residual branches start at (DINOv2: 1)
     c.scan = False  # scan over layers: compile time does not grow with depth
-    c.unroll = 1  # of scan: layers in one turn of the loop; depth: none, faster, long to compile
+    c.unroll = 1  # of scan: layers in one turn of the loop; as many as depth: no loop, faster
     # What the backward pass computes again, for memory: 'none' | 'full' | 'products' (all but
     # matrix products) | 'dots' (attention's two as well) | 'attention' (all but its inputs and
     # output) | all but what is named, with +, of 'query', 'key', 'value', 'context', 'residual',

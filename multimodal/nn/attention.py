@@ -19,13 +19,13 @@ LONG = 512
 LANES = 128  # rows and columns of a TPU's tile
 
 
-def examples_a_row(x, kernel) -> int:
-    """How many examples of x [B, T, D] may share a row of 'bfloat16' attention so that the row
-    fills a TPU's tile: 64 tokens by themselves would pay for 128. 1 where that does not come out
-    even.
+def examples_a_row(x, dtype, kernel) -> int:
+    """How many examples of x [B, T, D] may share a row of 'bfloat16' attention in this type so that
+    the row fills a TPU's tile: 64 tokens by themselves would pay for 128. 1 where that does not
+    come out even. They do not see each other, but a number that is not finite does go over.
     """
     b, t = x.shape[:2]
-    if kernel != "bfloat16" or x.dtype != jnp.bfloat16 or t >= LANES or LANES % t:
+    if kernel != "bfloat16" or jnp.dtype(dtype) != jnp.bfloat16 or t >= LANES or LANES % t:
         return 1
     share = LANES // t
     return share if b % (share * device_count(batch_axes(b))) == 0 else 1
@@ -49,6 +49,8 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
         if q.dtype == jnp.bfloat16 and min(t, s) < LONG and not (t % LANES or s % LANES):
             return rounded(q, k, v, mask, causal, length)
         kernel = "auto"
+    if length:
+        raise ValueError("only what examples_a_row allows may share rows")
     if formula:
         out = by_formula(q, k, v, mask, causal, rate, keys)
     else:
@@ -90,21 +92,20 @@ def by_formula(q, k, v, mask=None, causal=False, rate=0.0, keys=None):
 
 
 def hidden(logits, mask, causal, length=0):
-    """logits [B, H, T, S] with what mask [B, S], causality and other examples in the row (of so
-    many tokens) hide at a finite floor, not -inf: a row with nothing to look at must not become
-    NaN.
+    """logits [B, H, T, S] with what mask [B, S] and causality hide at a finite floor, not -inf: a
+    row with nothing to look at must not become NaN. Other examples in the row, of `length` tokens,
+    are at a lower floor, so that it does not look at those either.
     """
-    if mask is None and not causal and not length:
-        return logits
-    allowed = jnp.ones(logits.shape[-2:], bool)
-    allowed = jnp.tril(allowed) if causal else allowed
+    floor = jnp.finfo(logits.dtype).min / 4
+    allowed = None if mask is None else mask[:, None, None, :]
+    if causal:
+        past = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        allowed = past if allowed is None else past & allowed
+    logits = logits if allowed is None else jnp.where(allowed, logits, floor)
     if length:
-        example = jnp.arange(len(allowed)) // length
-        allowed = allowed & (example[:, None] == example)
-    allowed = allowed[None, None]
-    if mask is not None:
-        allowed = allowed & mask[:, None, None, :]
-    return jnp.where(allowed, logits, jnp.finfo(logits.dtype).min / 2)
+        example = jnp.arange(logits.shape[-1]) // length
+        logits = jnp.where(example[:, None] == example, logits, 2 * floor)
+    return logits
 
 
 def rounded(q, k, v, mask=None, causal=False, length=0):

@@ -122,7 +122,7 @@ class Attention(nn.Module):
         )
         shape, kernel = x.shape, self.attention_kernel
         drops = self.dropout and keys is not None
-        share = examples_a_row(x, kernel) if x is context and not drops else 1
+        share = examples_a_row(x, self.dtype, kernel) if x is context and not drops else 1
         if share > 1:
             x = shard_batch(x.reshape(shape[0] // share, share * shape[1], shape[2]))
             context, mask = x, None if mask is None else mask.reshape(x.shape[:2])
@@ -156,8 +156,8 @@ class Mlp(nn.Module):
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis (Ba et al. 2016), in float32 or better. Its variance takes two
     passes, since E[x^2] - E[x]^2 loses digits that parity needs; but one for 16 bits, where that
-    loses less in float32 than the input's rounding did. Its mean and deviation, two numbers a
-    token, are kept whatever is rematerialised.
+    loses less in float32 than the input's rounding did. Its mean and variance, two numbers a token,
+    are kept whatever is rematerialised.
     """
 
     eps: float
@@ -170,10 +170,11 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean = checkpoint_name(x.mean(-1, keepdims=True), "norm")
         if is_half(self.dtype):
-            variance = jnp.maximum(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean), 0)
+            variance = jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean)
+            variance = jnp.maximum(checkpoint_name(variance, "norm"), 0)
         else:
-            variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        factor = checkpoint_name(jax.lax.rsqrt(variance + self.eps), "norm")
+            variance = checkpoint_name(jnp.square(x - mean).mean(-1, keepdims=True), "norm")
+        factor = jax.lax.rsqrt(variance + self.eps)
         return ((x - mean) * (factor * scale) + bias).astype(self.dtype)
 
 
@@ -236,10 +237,7 @@ class Block(nn.Module):
 # What can be kept of a block: attention's inputs, its output, the sum after each branch (pre-norm),
 # the MLP's first product. See keeps.
 KEPT = ("query", "key", "value", "context", "residual", "up")
-REMAT = {
-    "full": "",
-    "attention": "query+key+value+context",
-}
+REMAT = {"full": (), "attention": ("query", "key", "value", "context")}
 
 POLICIES = {
     "products": jax.checkpoint_policies.dots_saveable,
@@ -255,7 +253,7 @@ def is_remat(value):
 def keeps(remat):
     """The checkpoint policy of a value of `remat` other than 'none'."""
     policies = jax.checkpoint_policies
-    names = policies.save_only_these_names("norm", *REMAT.get(remat, remat).split("+"))
+    names = policies.save_only_these_names("norm", *REMAT.get(remat, remat.split("+")))
     return policies.save_from_both_policies(names, POLICIES[remat]) if remat in POLICIES else names
 
 
@@ -267,12 +265,12 @@ class Layers:
       depth: how many.
       scan: parameters stacked along a first axis, and a loop over layers, so that compile time does
         not grow with depth.
-      unroll: layers in one turn of that loop; from depth on there is no loop. That takes long to
+      unroll: layers in one turn of that loop; from depth on there is no loop. There is more to
         compile, but what is kept for the backward pass is not copied into a stack.
       remat: what the backward pass computes again: 'none' | 'full' | 'products' (all but matrix
         products) | 'dots' (attention's two as well) | 'attention' (all but its inputs and output) |
         all but names of KEPT joined by +: 'context+residual+up' saves the most time for its memory,
-        6 [B, L, width] where the MLP is 4 times as wide.
+        6 [B, L, width] a layer more than 'full' where the MLP is 4 times as wide.
     """
 
     depth: int

@@ -58,7 +58,8 @@ def promising(config, target: Target, limit: float, used: float | None):
     used: bytes that the compiler wanted for the config as it is, to which the estimate's
       activations are scaled; None: as estimated.
     """
-    now = memory.estimate(config, target.devices)
+    fuses = target.platform == "tpu"
+    now = memory.estimate(config, target.devices, fuses)
     scale = 1.0
     if used:
         fixed = now.total - now.kinds["activations"]
@@ -68,7 +69,7 @@ def promising(config, target: Target, limit: float, used: float | None):
         other = changed(config, change)
         key = tuple(sorted((k, v) for k, v in change.items() if "mesh" not in k))
         if key not in known:
-            known[key] = memory.activation_bytes(other, target.devices)
+            known[key] = memory.activation_bytes(other, target.devices, fuses)
         state = memory.state_bytes(other, target.devices)
         total = sum(state.values()) + state["parameters"] + scale * known[key]
         if total <= MARGIN * limit:

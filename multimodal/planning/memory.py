@@ -1,6 +1,7 @@
 """Bytes on one device, from shapes: the train state exactly, activations by an estimate."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -26,25 +27,24 @@ def shard_bytes(x) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def activation_bytes(config, devices: int) -> float:
+def activation_bytes(config, devices: int, fuses: bool = False) -> float:
     """An estimate of what one device keeps from the forward pass for the backward pass.
 
-    It is what the traced program keeps, remat and micro-batches included; of stacks without remat
-    their matrix products, since compilers compute what is element-wise again. Of the layers that
-    are rematerialised, the products of the largest are alive while it is computed again.
+    It is what the traced program keeps, remat and micro-batches included, and what one layer of the
+    largest rematerialised stack keeps while it is computed again. A compiler that `fuses` what is
+    element-wise into matrix products (a TPU's) keeps no more than those of a layer.
     """
     config = _with_batch(config, config.batch_size // config.micro_batches)
-    remats = []
-    for stack in (*config.modalities.values(), config.model.fusion):
-        if stack.get("remat", "none") == "none" and "remat" in stack:
-            stack.remat = "products"
-        elif stack.get("remat", "products") != "products" and stack.get("depth"):
-            remats.append(stack)
-    kept = _residual_bytes(config, devices)
-    largest = 0.0
-    for stack in remats:
-        remat, stack.remat = stack.remat, "products"
-        largest = max(largest, (_residual_bytes(config, devices) - kept) / stack.depth)
+    usual = "products" if fuses else "none"
+    stacks = [s for s in (*config.modalities.values(), config.model.fusion) if "remat" in s]
+    for stack in stacks:
+        stack.remat = usual if stack.remat == "none" else stack.remat
+    kept, largest = _residual_bytes(config, devices), 0.0
+    for stack in stacks:
+        remat, stack.remat = stack.remat, usual
+        if remat != usual:
+            more = _residual_bytes(config, devices) - kept
+            largest = max(largest, more / max(1, stack.get("depth", 1)))
         stack.remat = remat
     return kept + largest
 
@@ -80,8 +80,11 @@ def _residual_bytes(config, devices):
 
 def _has_batch(shape, b):
     """Whether one axis is the batch's, or that of rows which examples share (nn/attention.py)."""
-    shared = (n for i, n in enumerate(shape) if LANES in shape[i + 1 :])
-    return any(n and n % b == 0 for n in shape) or any(n and b // n in (2, 4, 8) for n in shared)
+    if any(n and n % b == 0 for n in shape):
+        return True
+    rows = [n for n, then in itertools.pairwise(shape) if then == LANES]
+    rows += shape[:-2] if shape[-2:] == (LANES, LANES) else ()
+    return any(n * 2**i == b for n in rows for i in range(1, 8))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +99,9 @@ class Estimate:
         return sum(self.kinds.values())
 
 
-def estimate(config, devices: int) -> Estimate:
-    """The memory of a step by formula, without a compiler."""
+def estimate(config, devices: int, fuses: bool = False) -> Estimate:
+    """The memory of a step by formula, without a compiler; fuses: see activation_bytes."""
     kinds = dict(state_bytes(config, devices))
     kinds["gradients"] = kinds["parameters"]
-    kinds["activations"] = activation_bytes(config, devices)
+    kinds["activations"] = activation_bytes(config, devices, fuses)
     return Estimate(kinds)

@@ -31,18 +31,16 @@ def of_step(config, batch=None) -> float:
     Args:
       batch: a global batch, for its shapes; None: what the config's towers and classifiers take.
     """
-    config = plain(config)
-    with config.unlocked():
-        # Not what a kernel makes of it: rows that examples share, or a call nothing can be read off
-        config.model.attention_kernel = "xla"
-    return of_jaxpr(step_jaxpr(config, batch))
+    return of_jaxpr(step_jaxpr(plain(config), batch))
 
 
 def plain(config):
-    """The config without recomputation."""
+    """The config without recomputation, and with attention as its formula: kernels make other
+    products of it (rows that examples share), or a call that nothing can be read off.
+    """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.micro_batches = 1
+        config.micro_batches, config.model.attention_kernel = 1, "xla"
         for stack in (*config.modalities.values(), config.model.fusion):
             if "remat" in stack:
                 stack.remat = "none"

@@ -77,6 +77,11 @@ def check_block(where, c):
     if "heads" in c and c.width % c.heads:
         raise UserError(f"config.{where}: width {c.width} does not divide over {c.heads} heads")
     one_of(f"{where}.act", c.get("act", "gelu"), ACTIVATIONS)
+    if c.get("unroll", 1) > 1 and not c.get("scan"):
+        raise UserError(
+            f"config.{where}.unroll is {c.unroll}, but without scan there is no loop: set "
+            f"config.{where}.scan=True or leave unroll at 1"
+        )
     if not is_remat(c.get("remat", "none")):
         raise UserError(
             f"config.{where}.remat: unknown {c.remat!r}; known: none, "

@@ -91,7 +91,7 @@ def test_rounded_logits_err_at_most_twice_as_much_as_bfloat16_does(peaked, causa
 @pytest.mark.parametrize("masked", [False, True])
 def test_examples_of_a_row_do_not_see_each_other(causal, masked):
     q, k, v, mask = inputs(32, 32, batch=8)
-    mask[:, 0] = True  # a causal row without any key is finite, whatever it is
+    mask[2] = False  # an example without any key looks at nobody else's either
     mask = mask if masked else None
 
     def in_rows(*args):
@@ -111,15 +111,22 @@ def test_attention_of_rows_is_that_of_examples(masked):
     layer = Attention(16, 2, dtype="bfloat16")
     params = layer.init(jax.random.key(0), x, x)
     found = layer.clone(attention_kernel="bfloat16").apply(params, x, x, mask)
-    assert examples_a_row(x, "bfloat16") == 4
-    assert examples_a_row(x, "xla") == examples_a_row(x[:6], "bfloat16") == 1
+    assert examples_a_row(x, "bfloat16", "bfloat16") == 4
+    assert examples_a_row(x, "bfloat16", "xla") == examples_a_row(x, "float32", "bfloat16") == 1
+    assert examples_a_row(x[:6], "bfloat16", "bfloat16") == 1
     close(*(y.astype(jnp.float32) for y in (found, layer.apply(params, x, x, mask))), 2**-6)
 
 
 def test_rows_are_shared_only_within_a_device():
     x = jnp.zeros((24, 64, 8), jnp.bfloat16)
     with jax.set_mesh(make_mesh()):  # two examples a device
-        assert [examples_a_row(x[:b], "bfloat16") for b in (16, 8, 24)] == [2, 1, 1]
+        assert [examples_a_row(x[:b], x.dtype, "bfloat16") for b in (16, 8, 24)] == [2, 1, 1]
+
+
+def test_only_rounded_attention_takes_shared_rows():
+    q, k, v, _ = inputs(128, 128)
+    with pytest.raises(ValueError, match="share rows"):
+        attend(q, k, v, kernel="bfloat16", length=64)
 
 
 def test_divided_has_the_quotients_gradient():

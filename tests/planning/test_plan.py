@@ -50,6 +50,20 @@ def test_remat_and_micro_batches_keep_less():
     assert memory.activation_bytes(config(*base), 8) < plain / 6
 
 
+def test_rows_that_examples_share_are_the_batchs():
+    rows = ("modalities.text.max_length=64", "model.dtype=bfloat16", "batch_size=32")
+    xla, shared = (
+        memory.activation_bytes(config(*rows, f"model.attention_kernel={kernel}"), 8)
+        for kernel in ("xla", "bfloat16")
+    )
+    assert shared < 1.5 * xla
+
+
+def test_a_compiler_that_fuses_keeps_less():
+    c = config("batch_size=32")
+    assert memory.activation_bytes(c, 1, fuses=True) < 0.8 * memory.activation_bytes(c, 1)
+
+
 def test_formula_plan_of_gpus():
     plan = make_plan(config("data.source=nowhere"), "gpu:h100:1x4", examples=1000)
     assert plan["fits"] and plan["time"]["step"] is None and plan["mfu"] is None

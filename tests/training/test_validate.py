@@ -23,6 +23,7 @@ CASES = {
     "modalities.image={'stem':'conv','patch':(8,16),'size':64}": "patch is (8, 16): stem 'conv'",
     "modalities.image.act=gellu": "did you mean gelu",
     "modalities.image.unroll=0": "unroll is 0: give 1 or more",
+    "modalities.image.unroll=2": "unroll is 2, but without scan there is no loop",
     "modalities.image.remat=context+ups": "'context+ups'; known: none, products, dots,",
     "modalities.text.pool=eos": "pool",
     "modalities.text.norm=middle": "norm",
