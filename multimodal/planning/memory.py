@@ -1,7 +1,6 @@
 """Bytes on one device, from shapes: the train state exactly, activations by an estimate."""
 
 import dataclasses
-import itertools
 import math
 
 import jax
@@ -82,8 +81,7 @@ def _has_batch(shape, b):
     """Whether one axis is the batch's, or that of rows which examples share (nn/attention.py)."""
     if any(n and n % b == 0 for n in shape):
         return True
-    rows = [n for n, then in itertools.pairwise(shape) if then == LANES]
-    rows += shape[:-2] if shape[-2:] == (LANES, LANES) else ()
+    rows = (n for i, n in enumerate(shape) if LANES in shape[i + 1 :])
     return any(n * 2**i == b for n in rows for i in range(1, 8))
 
 
