@@ -84,9 +84,9 @@ def row(name, fn, target, size, dim, dtype):
         program = compiled(fn, target, size, dim, dtype)
     except Exception as e:  # the compiler's own out-of-memory, among others
         found = failure(e)
-        used = (
-            f"out of memory, {found['used'] / 2**30:.1f} GiB" if "used" in found else found["why"]
-        )
+        used = found.get("why", "out of memory")
+        if "total" in found:
+            used = f"out of memory, {found['total'] / 2**30:.1f} GiB"
         return [name, f"{size:,}", used, "", "", "", ""]
     stats = program.memory_analysis()
     temp = max(stats.temp_size_in_bytes, stats.peak_memory_in_bytes - stats.argument_size_in_bytes)
