@@ -3,7 +3,9 @@ fusion.
 
 Give the data (tar shards and captions.jsonl) as --config.data.kwargs.folder and the tokenizer
 (BERT's vocab.txt) as --config.tokenizer.path. `:albef_original` reproduces the original's step,
-flaws included; the default corrects them.
+flaws included; the default corrects them. `:tiled` is for TPUs: bfloat16, 256 tokens an image (the
+mean of the patches instead of a class token), 32 a text instead of 25, attention that rounds its
+logits, rematerialisation.
 """
 
 from configs import common
@@ -55,10 +57,16 @@ def get_config(arg=""):
     c.data.eval_splits = ("val",)
     c.eval.rerank = 128
     c.eval.best = "val/mean_recall"
-    common.recipe(c, arg)
-    return (
-        c if "smoke" in arg or "mlm" not in c.objectives else _published(c, steps_per_epoch=7_800)
-    )
+    words = arg.split(",")
+    if "tiled" in words:
+        c.modalities.image.update(class_token=False, pool="mean", remat="full")
+        c.modalities.text.update(max_length=32, remat="full")
+        c.model.fusion.remat = "full"
+        c.model.dtype = c.model.attention_kernel = "bfloat16"
+    common.recipe(c, ",".join(w for w in words if w != "tiled"))
+    if "smoke" in words or "mlm" not in c.objectives:
+        return c
+    return _published(c, steps_per_epoch=7_800)
 
 
 def _published(c, steps_per_epoch):

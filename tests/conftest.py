@@ -40,6 +40,17 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """Frees what the tests of a file have compiled. A process that kept all of it would come to 7 GB
+    and more mappings than Linux allows it (vm.max_map_count), where XLA aborts.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Folder of data and golden values that lies beside the checkout on some machines."""

@@ -95,8 +95,8 @@ def fuzz(saved, folder, count, seed):
 
 
 def test_no_wrong_state_comes_back(saved, tmp_path):
-    fallen, refused = fuzz(saved, tmp_path / "copy", 25, seed=0)
-    assert fallen >= 10 and refused >= 10  # the damage was felt
+    fallen, refused = fuzz(saved, tmp_path / "copy", 12, seed=0)
+    assert fallen >= 4 and refused >= 4  # the damage was felt
 
 
 @pytest.mark.slow
