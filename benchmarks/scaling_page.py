@@ -14,12 +14,14 @@ chips leaves after the operations that the compiler runs beside them.
 
 Settings: bfloat16, `mesh.fsdp=16` (B/16 and ALBEF: 4), the compiler options of
 `multimodal/training/xla_flags.py`, CLIP as `configs/clip.py:SIZE,tiled` (256 tokens an image, 64 a
-text; B/16 at 256 pixels), as few micro-batches as fit (k), and the first of these that then does:
+text; B/16 at 256 pixels), ALBEF as `configs/albef.py:tiled` (256 tokens and 32), as few
+micro-batches as fit (k), and the first of these that then does, for ALBEF of the last two:
 
 - `none`: no loop over layers, nothing computed again;
 - `unrolled`: no loop, the image tower's queries, keys, values and logits are computed again
   (`configs/clip.py:SIZE,tiled,unrolled`);
 - `context`: the same, and the first product of its MLP;
+- `loop`: a loop over layers, nothing computed again;
 - `full`: a loop over layers that computes all again (`configs/clip.py:SIZE,tiled`).
 
 MFU counts model FLOPs only (`multimodal/training/flops.py`): `full` executes 4/3 of them, and

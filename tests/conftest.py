@@ -42,8 +42,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="module")
 def programs():
-    """Frees what the tests of a file have compiled. A process that kept all of it would come to 7 GB
-    and more mappings than Linux allows it (vm.max_map_count), where XLA aborts.
+    """Frees what the tests of a file have compiled. A process that kept it all would come to 7 GB
+    and to more mappings than Linux allows it (vm.max_map_count), where XLA aborts.
     """
     yield
     import jax

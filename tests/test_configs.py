@@ -55,10 +55,13 @@ def test_published_sizes():
     assert round(total / 1e6, 2) == 209.94
 
 
-@pytest.mark.parametrize("size", clip.SIZES)
-def test_tiled_clip_fills_tiles(size):
-    """Tokens are multiples of 128, or 64 of which two examples make a row."""
-    c = load_config(f"configs/clip.py:{size},tiled,unrolled")
+TILED = [(f"configs/clip.py:{size},tiled,unrolled", 64) for size in clip.SIZES]
+
+
+@pytest.mark.parametrize(("spec", "text"), [*TILED, ("configs/albef.py:tiled", 32)])
+def test_tiled_fills_tiles(spec, text):
+    """Tokens are multiples of 128, or so few that whole examples make a row of 128."""
+    c = load_config(spec)
     validate(c)
     model = build_model(c)
     batch = setup.batch_shapes(c, make_mesh(devices=jax.local_devices()[:1]))
@@ -66,7 +69,7 @@ def test_tiled_clip_fills_tiles(size):
     encode = partial(model.apply, method="encode")
     encoded = jax.eval_shape(encode, {"params": params}, batch)
     lengths = {m: e.tokens.x.shape[1] for m, e in encoded.items()}
-    assert lengths == {"image": 64 if size == "b32" else 256, "text": 64}
+    assert lengths == {"image": 64 if "b32" in spec else 256, "text": text}
 
 
 QUICK = ("av_digits.py",)  # test_commands.py has emoji, --slow the others
