@@ -31,21 +31,28 @@ def activation_bytes(config, devices: int, fuses: bool = False) -> float:
 
     It is what the traced program keeps, remat and micro-batches included, and what one layer of the
     largest rematerialised stack keeps while it is computed again. A compiler that `fuses` what is
-    element-wise into matrix products (a TPU's) keeps no more than those of a layer.
+    element-wise into matrix products (a TPU's) keeps no more than those of a layer, except of a
+    loop over layers, which hands on what is traced.
     """
     config = _with_batch(config, config.batch_size // config.micro_batches)
     usual = "products" if fuses else "none"
     stacks = [s for s in (*config.modalities.values(), config.model.fusion) if "remat" in s]
     for stack in stacks:
-        stack.remat = usual if stack.remat == "none" else stack.remat
+        if stack.remat == "none" and not _loops(stack):
+            stack.remat = usual
     kept, largest = _residual_bytes(config, devices), 0.0
     for stack in stacks:
         remat, stack.remat = stack.remat, usual
-        if remat != usual:
+        if remat not in ("none", usual):
             more = _residual_bytes(config, devices) - kept
             largest = max(largest, more / max(1, stack.get("depth", 1)))
         stack.remat = remat
     return kept + largest
+
+
+def _loops(stack):
+    """Whether a stack's layers run in a loop that is one when compiled, too."""
+    return stack.get("scan", False) and stack.get("unroll", 1) < stack.get("depth", 1)
 
 
 def _with_batch(config, size):

@@ -61,8 +61,14 @@ def test_rows_that_examples_share_are_the_batchs():
 
 
 def test_a_compiler_that_fuses_keeps_less():
-    c = config("batch_size=32")
-    assert memory.activation_bytes(c, 1, fuses=True) < 0.8 * memory.activation_bytes(c, 1)
+    def ratio(*overrides):
+        c = config("batch_size=32", *overrides)
+        return memory.activation_bytes(c, 1, fuses=True) / memory.activation_bytes(c, 1)
+
+    deep = ("modalities.image.depth=6", "modalities.image.width=64", "modalities.image.scan=True")
+    assert ratio("modalities.image.scan=False", "modalities.text.scan=False") < 0.8
+    assert ratio(*deep, "modalities.image.unroll=6") < 0.8
+    assert ratio(*deep) > 0.9  # a loop hands on all that is traced
 
 
 def test_formula_plan_of_gpus():
