@@ -88,7 +88,11 @@ def test_a_tower_that_pools_at_another_end_is_refused(clip):
         check_end("text", tower, clip)
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"#version\na b\n")])
+OTHER = {"empty": b"", "no gzip": b"no gzip", "short": gzip.compress(b"#version\na b\n")}
+
+
+# By name: gzip writes the time, and workers must find tests of the same names.
+@pytest.mark.parametrize("content", OTHER.values(), ids=OTHER)
 def test_another_file_is_refused(content, tmp_path):
     path = tmp_path / clip_bpe.FILE
     path.write_bytes(content)
