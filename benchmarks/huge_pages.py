@@ -74,7 +74,7 @@ def work(spec):
 
     from multimodal.cli import mark_flags_as_parsed, use_compilation_cache
     from multimodal.config import load_config
-    from multimodal.training import setup
+    from multimodal.training import inputs, setup
     from multimodal.training.clock import peak_memory
     from multimodal.training.sharding import make_mesh, to_global
     from multimodal.training.step import make_step
@@ -82,12 +82,12 @@ def work(spec):
     mark_flags_as_parsed()
     use_compilation_cache()
     config, mesh = load_config(spec), make_mesh()
-    setup.settle(config)
-    source = setup.get_source(config, config.data.train_split)
-    tokenizer = setup.get_tokenizer(config, None, source)
+    inputs.settle(config)
+    source = inputs.get_source(config, config.data.train_split)
+    tokenizer = inputs.get_tokenizer(config, None, source)
     goals = setup.get_objectives(config, tokenizer)
     with jax.set_mesh(mesh):
-        batch = to_global(setup.get_pipeline(config, source, tokenizer).batch(0), mesh)
+        batch = to_global(inputs.get_pipeline(config, source, tokenizer).batch(0), mesh)
         model, tx, state = setup.build_state(config, mesh)
         step = jax.jit(make_step(config, model, goals, tx), donate_argnums=0)
         for line in sys.stdin:

@@ -1,13 +1,19 @@
-"""Samples a second of our training step and of the same step in PyTorch, on this machine's CPU.
+"""Samples a second of our training step and of the same step in PyTorch, on one machine.
 
-    python -m benchmarks.pytorch [--rounds 8] [--steps 2] [--models albef b32] [--compile]
+    python -m benchmarks.pytorch [--models albef b32] [--compile]      this machine's CPU, float32
+    python -m benchmarks.pytorch --device gpu [--models b16 l14]       one GPU, bfloat16
+    python -m benchmarks.pytorch --device gpu --alone                  ours only, without PyTorch
 
-`albef` is the default job (configs/emoji.py, batch 256), `b32` CLIP B/32 (configs/clip.py:b32,
-batch 16), both float32. Two processes hold the compiled step and PyTorch's (pytorch_model.py: same
-weights, batch and objectives) and take turns, A B A B, so that other work on the machine slows
-both alike. `memory kept` is PyTorch with what cpu_memory.py does for us. The first losses must
-agree: those without draws to 1e-4, the others roughly. Ours also has accuracies, the gradient's
-norm and the check for steps that must not count. Needs `pip install torch`.
+`albef` is the default job (configs/emoji.py), the others CLIP at its sizes (configs/clip.py:SIZE).
+Processes hold the compiled step and PyTorch's (pytorch_model.py: same weights, batch and
+objectives) and take turns, A B A B, so that other work on the machine slows both alike. The first
+losses must agree. MFU is that of the rate at which matrix products ran here before.
+
+On a CPU all sides take turns; `memory kept` is PyTorch with what cpu_memory.py does for us. On a
+GPU every setting of both runs by itself first, then the fastest of ours and of PyTorch's take
+turns. Ours also has accuracies, the gradient's norm and the check for steps that must not count.
+Needs JAX, Flax, Optax, Orbax and ml_collections and, but for --alone, PyTorch; `albef` also the
+data stack.
 """
 
 import argparse
@@ -15,101 +21,198 @@ import importlib.util
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Of each device: a model's config and what is changed in it.
 MODELS = {
-    "albef": ("configs/emoji.py", []),
-    "b32": ("configs/clip.py:b32", ["batch_size=16", "model.dtype=float32"]),
+    "cpu": {
+        "albef": ("configs/emoji.py", []),
+        "b32": ("configs/clip.py:b32", ["batch_size=16", "model.dtype=float32"]),
+    },
+    "gpu": {
+        "b32": ("configs/clip.py:b32", ["batch_size=1024"]),
+        "b16": ("configs/clip.py:b16", ["batch_size=512"]),
+        "l14": ("configs/clip.py:l14", ["batch_size=128"]),
+        "albef": ("configs/emoji.py", ["model.dtype=bfloat16"]),
+    },
 }
+DEFAULT = {"cpu": ("albef", "b32"), "gpu": ("b16", "l14")}
+# Sizes for a look at whether all of it runs.
+TINY = ["batch_size=8"] + [
+    f"modalities.{m}.{k}={v}"
+    for m in ("image", "text")
+    for k, v in {"width": 64, "depth": 2, "heads": 2, "mlp_dim": 128}.items()
+]
 # Sleep rather than spin in PyTorch's thread pool: spinning would count as its CPU time, and take
-# ours.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu"}
+# ours. Two processes share a GPU: JAX must not take its memory beforehand.
+ENVIRONMENT = {
+    "cpu": {"OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu"},
+    "gpu": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+}
 # What multimodal/training/cpu_memory.py does for us, for PyTorch.
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+OURS = ("ours", "ours, unrolled")
+THEIRS = ("torch", "torch.compile", "torch.compile, max-autotune")
 DRAWN = ("itm", "mlm")  # losses that depend on random draws
-TOLERANCE = {True: 0.05, False: 1e-4}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a third side")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if importlib.util.find_spec("torch") is None:
-        sys.exit("error: benchmarks.pytorch needs PyTorch: pip install torch")
+    args = parse_arguments()
+    needed = ("jax", "flax", "optax", "orbax", "ml_collections") + ("torch",) * (not args.alone)
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            sys.exit(f"error: benchmarks.pytorch needs {package}: pip install {package}")
     if args.worker:
+        from benchmarks.pytorch_sides import work
+
         work(*args.worker)
         return
-    for name in args.models:
-        compare(name, args)
+    for name in args.models or DEFAULT[args.device]:
+        if name not in MODELS[args.device]:
+            known = ", ".join(MODELS[args.device])
+            sys.exit(f"error: --models {name}: on a {args.device} there are {known}")
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                (on_cpu if args.device == "cpu" else on_gpu)(Case(name, folder, args))
+            except SideFailed:
+                sys.exit(f"error: {name}: a side ended early, see above")
 
 
-def compare(name, args):
-    """Print the ratios of one model."""
-    sides = ["ours", "torch", "torch, memory kept"] + ["torch.compile, memory kept"] * args.compile
-    with tempfile.TemporaryDirectory() as folder:
-        turns = {side: Side(side, name, folder) for side in sides}  # ours writes what torch reads
-        for side in sides[1:]:
-            agree(turns["ours"].losses, turns[side].losses)
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=MODELS, default="cpu")
+    parser.add_argument("--models", nargs="+", metavar="MODEL")
+    parser.add_argument("--batch", type=int, help="examples a step, instead of the model's")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="steps a turn (a CPU: 2, a GPU: 20)")
+    parser.add_argument("--compile", action="store_true", help="a CPU: torch.compile as well")
+    parser.add_argument("--alone", action="store_true", help="a GPU: ours only")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, on this machine's CPU")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class SideFailed(Exception):
+    """A side's process ended early."""
+
+
+class Case:
+    """One model at one size, and how to time it; `ready` is what our side told at its start."""
+
+    ready = None
+
+    def __init__(self, name, folder, args):
+        self.name, self.folder, self.args = name, folder, args
+        self.config, overrides = MODELS[args.device][name]
+        size = [f"batch_size={args.batch}"] if args.batch else []
+        self.overrides = [*overrides, *(TINY if args.tiny else []), *size]
+        self.steps = args.steps or {"cpu": 2, "gpu": 20}[args.device]
+        self.environment = ENVIRONMENT["cpu" if args.tiny else args.device]
+
+    def time(self, sides, rounds):
+        """{side: [row of a turn]} of sides that take turns, and {side: Side}."""
+        turns = {}
+        for side in sides:  # ours comes first: torch reads its file
+            turns[side] = Side(side, self)
+            if side in OURS:
+                self.ready = turns[side].ready
+            else:
+                agree(self.ready, turns[side].ready)
         times = {side: [] for side in sides}
-        for turn in range(-1, args.rounds):  # the first turn warms up
+        for turn in range(-1, rounds):  # the first turn warms up
             for side, process in turns.items():
-                row = process.turn(args.steps)
+                row = process.turn(self.steps)
                 if turn >= 0:
                     times[side].append(row)
         for process in turns.values():
             process.close()
-    batch = turns["ours"].batch
-    for side, rows in times.items():
-        wall, cpu, system, memory = zip(*rows)
-        print(
-            f"{name} {side:26}: {batch / min(wall):7.1f} samples/s at best, median "
-            f"{statistics.median(wall):.3f} s a step, CPU {statistics.median(cpu):.3f} s, of which "
-            f"system {statistics.median(system):.3f} s; memory {max(memory):.2f} GiB"
+        for side, rows in times.items():
+            print(self.line(side, rows), flush=True)
+        return times
+
+    def line(self, side, rows):
+        """What one side reached."""
+        (wall, cpu, system, memory), ready = zip(*rows), self.ready
+        rate = ready["flops"] / min(wall) / ready["rate"]
+        return (
+            f"{self.name} {side:27}: {ready['batch'] / min(wall):8.1f} samples/s at best, median "
+            f"{1e3 * statistics.median(wall):.1f} ms a step, MFU {rate:.1%} of the "
+            f"{ready['rate'] / 1e12:.3g} TFLOP/s of products here; "
+            f"CPU {statistics.median(cpu):.3f} s a step, of which system "
+            f"{statistics.median(system):.3f}; memory {max(memory):.2f} GiB"
         )
-    for side in sides[1:]:
-        for at, what in enumerate(("seconds", "CPU seconds")):
-            theirs, ours = ([row[at] for row in times[k]] for k in (side, "ours"))
-            ratios = [a / b for a, b in zip(theirs, ours)]
+
+    def ratios(self, times, ours, theirs):
+        """Print how many times as fast one side is as another."""
+        for at, what in enumerate(("seconds", "CPU seconds")[: 1 + (self.args.device == "cpu")]):
+            a, b = ([row[at] for row in times[side]] for side in (theirs, ours))
+            each = [x / y for x, y in zip(a, b)]
             print(
-                f"{name} ours / {side}, speed by {what}: median {statistics.median(ratios):.2f}, "
-                f"best to best {min(theirs) / min(ours):.2f}, turns {min(ratios):.2f} to "
-                f"{max(ratios):.2f}",
+                f"{self.name} {ours} / {theirs}, speed by {what}: median "
+                f"{statistics.median(each):.2f}, best to best {min(a) / min(b):.2f}, turns "
+                f"{min(each):.2f} to {max(each):.2f}",
                 flush=True,
             )
 
 
+def on_cpu(case):
+    """All sides in turns."""
+    compiled = ["torch.compile, memory kept"] * case.args.compile
+    sides = ["ours", "torch", "torch, memory kept", *compiled]
+    times = case.time(sides, case.args.rounds)
+    for side in sides[1:]:
+        case.ratios(times, "ours", side)
+
+
+def on_gpu(case):
+    """Every setting by itself, then the fastest of both in turns."""
+    best = {}
+    for side in OURS + THEIRS * (not case.args.alone):
+        try:
+            rows = case.time([side], 2)[side]
+        except SideFailed:
+            print(f"{case.name} {side}: does not run here, see above; left out", flush=True)
+            continue
+        kind = side in OURS
+        best[kind] = min(best.get(kind, (float("inf"),)), (min(rows)[0], side))
+    if len(best) < 2 - case.args.alone:
+        raise SideFailed
+    if not case.args.alone:
+        ours, theirs = best[True][1], best[False][1]
+        case.ratios(case.time([ours, theirs], case.args.rounds), ours, theirs)
+
+
 def agree(ours, theirs):
     """Exit unless the first losses are the same, so far as they can be."""
-    for key, value in ours.items():
-        print(f"first {key} loss: ours {value:.6f}, PyTorch {theirs[key]:.6f}")
-        if abs(theirs[key] - value) > TOLERANCE[key in DRAWN] * abs(value):
+    for key, value in ours["losses"].items():
+        other = theirs["losses"][key]
+        print(f"first {key} loss: ours {value:.6f}, PyTorch {other:.6f}")
+        allowed = 0.05 if key in DRAWN else 1e-2 if ours["dtype"] == "bfloat16" else 1e-4
+        if abs(other - value) > allowed * abs(value):
             sys.exit("error: the losses differ: not the same model")
 
 
 class Side:
     """A process that holds a step and runs it on request."""
 
-    def __init__(self, side, name, folder):
+    def __init__(self, side, case):
+        what = json.dumps({"config": case.config, "overrides": case.overrides})
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.pytorch", "--worker", side, name, folder],
+            [sys.executable, "-m", "benchmarks.pytorch", "--worker", side, what, case.folder]
+            + ["--alone"] * case.args.alone,
             cwd=ROOT,
-            env=os.environ | ENVIRONMENT | (KEEP if "kept" in side else {}),
+            env=os.environ | case.environment | (KEEP if "kept" in side else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        ready = self._read()
-        self.losses, self.batch = ready["losses"], ready["batch"]
+        self.ready = self._read()
 
     def turn(self, steps):
         """Seconds, CPU and system seconds a step, and the memory high-water mark in GiB."""
@@ -120,115 +223,12 @@ class Side:
     def _read(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit("error: a side ended early, see above")
+            raise SideFailed
         return json.loads(line)
 
     def close(self):
         self.process.stdin.close()
         self.process.wait()
-
-
-def work(side, name, folder):
-    """One side: print its first losses, then for each number read run so many steps."""
-    path = pathlib.Path(folder, "inputs.npz")
-    step, batch = ours(name, path) if side == "ours" else theirs(path, "compile" in side)
-    print(json.dumps({"losses": step(), "batch": batch}), flush=True)
-    for line in sys.stdin:
-        count, began, before = int(line), time.perf_counter(), os.times()
-        for _ in range(count):
-            step()
-        after, wall = os.times(), time.perf_counter() - began
-        system = after.system - before.system
-        row = [wall, after.user - before.user + system, system]
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps([x / count for x in row] + [memory]), flush=True)
-
-
-def ours(name, path):
-    """(step() -> losses, batch size), compiled as train.py does; weights and batch go to path."""
-    import jax
-
-    from multimodal.cli import mark_flags_as_parsed, use_compilation_cache
-    from multimodal.config import load_config
-    from multimodal.training import setup
-    from multimodal.training.cpu_memory import keep_memory
-    from multimodal.training.sharding import make_mesh
-    from multimodal.training.step import lower_step, make_step
-    from multimodal.training.xla_flags import compiler_options
-
-    mark_flags_as_parsed()
-    use_compilation_cache()
-    keep_memory()
-    config, mesh = load_config(*MODELS[name]), make_mesh()
-    setup.settle(config)
-    batch, tokenizer = first_batch(config, mesh)
-    goals = setup.get_objectives(config, tokenizer)
-    with jax.set_mesh(mesh):
-        model, tx, state = setup.build_state(config, mesh)
-        step = make_step(config, model, goals, tx)
-        compiled = lower_step(step, state, batch).compile(compiler_options=compiler_options("cpu"))
-    save(path, config, state.params, batch)
-
-    def run():
-        nonlocal state
-        state, metrics = jax.block_until_ready(compiled(state, batch))
-        return {k: float(metrics[f"{k}/loss"]) for k in config.objectives}
-
-    return run, config.batch_size
-
-
-def first_batch(config, mesh):
-    """(the batch of step 0, tokenizer) of the emoji; random rows where the data is not at hand."""
-    import numpy as np
-
-    from multimodal.training import setup
-    from multimodal.training.sharding import to_global
-
-    if config.data.source == "tfds":
-        source = setup.get_source(config, config.data.train_split)
-        tokenizer = setup.get_tokenizer(config, None, source)
-        return to_global(setup.get_pipeline(config, source, tokenizer).batch(0), mesh), tokenizer
-    rng, rows = np.random.default_rng(0), setup.batch_shapes(config, mesh)
-    size, tower = config.batch_size, config.modalities.text
-    text = rng.integers(tower.eot_id + 1, tower.vocab_size, rows["text"].shape)
-    text[np.arange(size), rng.integers(5, tower.max_length, size)] = tower.eot_id
-    image = rng.integers(0, 256, rows["image"].shape)
-    values = {"image": image, "text": text, "id": np.arange(size), "index": np.arange(size)}
-    return to_global({k: v.astype(rows[k].dtype) for k, v in values.items()}, mesh), None
-
-
-def save(path, config, params, batch):
-    """Write what the PyTorch side starts from; scanned blocks one by one."""
-    import numpy as np
-    from flax.traverse_util import flatten_dict
-
-    arrays = {}
-    for key, value in flatten_dict(params, sep="/").items():
-        value = np.asarray(value)
-        if "/blocks/" in key:
-            for i, layer in enumerate(value):
-                arrays["params/" + key.replace("/blocks/", f"/block_{i}/")] = layer
-        else:
-            arrays[f"params/{key}"] = value
-    arrays |= {f"batch/{k}": np.asarray(batch[k]) for k in ("image", "text", "id")}
-    np.savez(path, config=json.dumps(config.to_dict()), **arrays)
-
-
-def theirs(path, compiled):
-    """(step() -> losses, batch size) in PyTorch."""
-    import numpy as np
-
-    from benchmarks.pytorch_model import Trainer
-
-    with np.load(path) as z:
-        arrays = {k: z[k] for k in z.files}
-    config = json.loads(str(arrays.pop("config")))
-
-    def part(prefix):
-        return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-    trainer = Trainer(config, part("params/"), part("batch/"), compiled)
-    return trainer.step, config["batch_size"]
 
 
 if __name__ == "__main__":

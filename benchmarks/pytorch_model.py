@@ -257,12 +257,19 @@ def take_weights(model, ours):
 
 
 class Trainer:
-    """A model with its optimizer, teacher and one batch; step() is one training step."""
+    """A model with its optimizer, teacher and one batch; step() is one training step.
 
-    def __init__(self, config, ours, batch, compiled=False):
+    compiled: torch.compile's mode; None: without. Towers compute in config.model.dtype.
+    """
+
+    def __init__(self, config, ours, batch, device="cpu", compiled=None):
         self.config, self.model, o = config, Model(config), config["optim"]
         take_weights(self.model, ours)
-        self.batch = {k: torch.from_numpy(v) for k, v in batch.items()}
+        torch.set_default_device(device)
+        self.model.to(device)
+        narrow = config["model"]["dtype"] == "bfloat16"
+        self.cast = torch.autocast(device, torch.bfloat16, enabled=narrow)
+        self.batch = {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
         for k in ("text", "id"):
             self.batch[k] = self.batch[k].long()
         self.decay, self.count = config["ema"]["decay"], 0
@@ -278,7 +285,7 @@ class Trainer:
         )  # fmt: skip
         self.loss = albef_loss if "mlm" in config["objectives"] else clip_loss
         if compiled:
-            self.loss = torch.compile(self.loss)
+            self.loss = torch.compile(self.loss, mode=compiled)
 
     def step(self):
         """{name: loss} of a step."""
@@ -287,7 +294,8 @@ class Trainer:
         if self.teacher is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.teacher.parameters()), self.params, 1 - self.decay)
-        losses = self.loss(self.model, self.teacher, self.batch, torch.tensor(alpha))
+        with self.cast:
+            losses = self.loss(self.model, self.teacher, self.batch, torch.tensor(alpha))
         sum(losses.values()).backward()
         if self.config["optim"]["clip"]:
             nn.utils.clip_grad_norm_(self.params, self.config["optim"]["clip"])

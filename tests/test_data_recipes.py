@@ -9,7 +9,7 @@ from PIL import Image
 
 from multimodal.config import load_config
 from multimodal.errors import UserError
-from multimodal.training import setup
+from multimodal.training import inputs
 from multimodal.training.validate import validate
 from tests.processes import ROOT
 
@@ -47,10 +47,10 @@ def test_a_recipe_reads_its_files(folder, name):
     (folder / f"{name}.py").write_text(CONFIGS[name])
     config = load_config(f"{name}.py", ["batch_size=2"])
     validate(config)
-    train, dev = (setup.get_source(config, split) for split in ("train", "dev"))
+    train, dev = (inputs.get_source(config, split) for split in ("train", "dev"))
     assert (len(train), len(dev)) == (2, 1)
-    tokenizer = setup.get_tokenizer(config, None, train)
-    batch = setup.get_pipeline(config, train, tokenizer).batch(0)
+    tokenizer = inputs.get_tokenizer(config, None, train)
+    batch = inputs.get_pipeline(config, train, tokenizer).batch(0)
     assert set(config.modalities) <= set(batch)
     with pytest.raises(UserError, match="'test'.*there are .*dev, train"):
-        setup.get_source(config, "test")
+        inputs.get_source(config, "test")

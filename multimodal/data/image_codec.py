@@ -5,7 +5,6 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from multimodal.errors import BadRecord
 
@@ -29,6 +28,8 @@ def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS, fast=
         return _array_to_rgb(value, background)
     if not value:
         raise BadRecord("image is empty (0 bytes)")
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
@@ -72,6 +73,8 @@ def _check_size(size, max_pixels):
 
 
 def _to_rgb(image, background):
+    from PIL import Image
+
     if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):  # convert() would clip to white.
         grey = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((np.clip(grey, 0, 65535) + 128) // 257).astype(np.uint8))
@@ -95,4 +98,8 @@ def _array_to_rgb(array, background):
         raise BadRecord(f"image has no pixels {list(array.shape)}")
     if channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    return array if channels == 3 else np.asarray(_to_rgb(Image.fromarray(array), background))
+    if channels == 3:
+        return array
+    from PIL import Image
+
+    return np.asarray(_to_rgb(Image.fromarray(array), background))

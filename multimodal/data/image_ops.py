@@ -1,7 +1,6 @@
 """Operations on decoded pixels that images and frames of video share."""
 
 import numpy as np
-from PIL import Image
 
 from multimodal.config import pair
 
@@ -16,6 +15,8 @@ def resample(pixels, size, box):
     height, width = pair(size)
     if pixels.shape[:2] == (height, width) and box == (0, 0, width, height):
         return pixels
+    from PIL import Image
+
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     out = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
     return out.reshape(height, width, pixels.shape[2])

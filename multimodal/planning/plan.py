@@ -15,7 +15,7 @@ from multimodal.planning.cost import cost_of
 from multimodal.planning.exchanges import merged
 from multimodal.planning.hlo import parse
 from multimodal.planning.targets import Target, parse_target
-from multimodal.training import flops, setup
+from multimodal.training import flops
 from multimodal.training.sharding import abstract_mesh, axes_of, check_batch
 from multimodal.training.validate import validate
 
@@ -200,7 +200,9 @@ def _rates(config, plan, examples) -> dict:
 def _count_examples(config) -> int:
     """Training examples of the config's data; 0 where it is not here."""
     try:
-        return len(setup.get_source(config, config.data.train_split))
+        from multimodal.training.inputs import get_source
+
+        return len(get_source(config, config.data.train_split))
     except (UserError, OSError, ImportError):
         return 0
 

@@ -16,7 +16,7 @@ from multimodal.data.class_names import write_class_names
 from multimodal.data.tokenizer import Tokenizer
 from multimodal.errors import Preempted, UserError
 from multimodal.nn.model import Model
-from multimodal.training import flops, setup
+from multimodal.training import flops, inputs, setup
 from multimodal.training.checkpoint import (
     Checkpoints,
     check_tokenizer,
@@ -61,16 +61,16 @@ def train(config, workdir, profile="", began=None):
     # A run that saved nothing, because its data were wrong, say, leaves nothing to go on from.
     resumed = (workdir / "config.json").exists() and bool(steps_of(workdir))
     stored = read_config(workdir) if resumed else None
-    setup.settle(config, stored)
+    inputs.settle(config, stored)
     if resumed:
         check_same(config, stored)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = make_mesh(**axes_of(config))
     check_batch(config.batch_size, mesh, config.micro_batches, jax.process_count())
-    source = setup.get_source(config, config.data.train_split)
-    tokenizer = setup.get_tokenizer(config, workdir if resumed else None, source)
+    source = inputs.get_source(config, config.data.train_split)
+    tokenizer = inputs.get_tokenizer(config, workdir if resumed else None, source)
     preflight(config, tokenizer)
-    pipeline = setup.get_pipeline(config, source, tokenizer)
+    pipeline = inputs.get_pipeline(config, source, tokenizer)
     goals = setup.get_objectives(config, tokenizer)
     with jax.set_mesh(mesh):
         goodput = Goodput(workdir, began, active=jax.process_index() == 0)

@@ -5,7 +5,7 @@ import json
 from configs import common
 from multimodal.config import load_config
 from multimodal.data.class_names import read_class_names, write_class_names
-from multimodal.training.setup import get_source
+from multimodal.training.inputs import get_source
 
 CLASSIFIERS = {
     "shape": common.classifier(8),

@@ -15,7 +15,7 @@ from multimodal.data import extras, fast_image, image_ops
 from multimodal.data.image_codec import decode_image
 from multimodal.data.transforms import build_transform
 from multimodal.errors import BadRecord, UserError
-from multimodal.training.setup import settle
+from multimodal.training.inputs import settle
 
 HERE = fast_image.choose("auto") == "fast"
 needs_extra = pytest.mark.skipif(not HERE, reason="needs simplejpeg and cv2: the extra `fast`")

@@ -13,7 +13,7 @@ from multimodal.config import load_config
 from multimodal.data import clip_bpe
 from multimodal.data.tokenizer import Tokenizer, train_tokenizer
 from multimodal.errors import UserError
-from multimodal.training.setup import check_end
+from multimodal.training.inputs import check_end
 from tests.data.test_tokenizer import ODD
 
 UNIGRAM = """

@@ -15,7 +15,7 @@ from multimodal.data.tokenizer import train_tokenizer
 from multimodal.errors import UserError
 from multimodal.interop import export_weights
 from multimodal.nn.model import build_model
-from multimodal.training import setup
+from multimodal.training import inputs, setup
 from multimodal.training.checkpoint import Checkpoints
 from multimodal.training.optim import make_optimizer
 from multimodal.training.setup import initialised
@@ -89,10 +89,10 @@ def test_a_runs_tokenizer_comes_with_it(run, tmp_path, place, remote):
         fsspec.filesystem("memory").put(f"{folder}/", f"{base}/", recursive=True)
     c = task(f"{base}{place}", False)
     c.modalities.text.transform, c.modalities.text.vocab_size = "text", tokenizer.vocab_size
-    found = setup.get_tokenizer(c, None, source)
+    found = inputs.get_tokenizer(c, None, source)
     assert found.__getstate__() == tokenizer.__getstate__()
     c.tokenizer.vocab_size, c.init.path = tokenizer.vocab_size, ""
-    assert setup.get_tokenizer(c, None, source).__getstate__() != tokenizer.__getstate__()
+    assert inputs.get_tokenizer(c, None, source).__getstate__() != tokenizer.__getstate__()
 
 
 def test_what_is_no_run_has_no_tokenizer(run, tmp_path):

@@ -1,0 +1,51 @@
+"""A step, and what times it, need JAX, Flax, Optax, Orbax and ml_collections alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPT = """
+import importlib.abc, json, pathlib, sys
+
+DATA = {"PIL", "array_record", "cv2", "fsspec", "grain", "matplotlib", "simplejpeg",
+        "tensorboard", "tensorflow", "tensorflow_datasets", "tokenizers"}
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in DATA:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+sys.meta_path.insert(0, Absent())
+from benchmarks.pytorch import TINY
+from benchmarks.pytorch_sides import Ours
+
+what = {"config": "configs/clip.py:b32", "overrides": [*TINY, "modalities.image.size=64"]}
+side = Ours("ours, unrolled", what, pathlib.Path(sys.argv[1], "inputs.npz"))
+print(json.dumps([side.ready(), side.step()]))
+"""
+
+
+def test_a_step_runs_without_what_reads_data(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ready, after = json.loads(done.stdout.splitlines()[-1])
+    assert after["contrastive"] < ready["losses"]["contrastive"]
+    assert ready["flops"] > 0 and ready["rate"] > 0
+    assert (tmp_path / "inputs.npz").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_pytorch_takes_turns(device):
+    pytest.importorskip("torch", reason="torch is not installed")
+    command = [sys.executable, "-m", "benchmarks.pytorch", "--device", device]
+    command += ["--tiny", "--models", "b32", "--rounds", "1", "--steps", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "first contrastive loss" in done.stdout and "speed by seconds" in done.stdout
