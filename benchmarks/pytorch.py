@@ -55,7 +55,7 @@ ENVIRONMENT = {
 }
 # What multimodal/training/cpu_memory.py does for us, for PyTorch.
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
-OURS = ("ours", "ours, unrolled")
+OURS = ("ours", "ours, unrolled", "ours, cudnn", "ours, unrolled, cudnn")
 THEIRS = ("torch", "torch.compile", "torch.compile, max-autotune")
 DRAWN = ("itm", "mlm")  # losses that depend on random draws
 
