@@ -23,7 +23,8 @@ sys.meta_path.insert(0, Absent())
 from benchmarks.pytorch import TINY
 from benchmarks.pytorch_sides import Ours
 
-what = {"config": "configs/clip.py:b32", "overrides": [*TINY, "modalities.image.size=64"]}
+overrides = [*TINY, "modalities.image.size=64", "model.dtype=float32"]
+what = {"config": "configs/clip.py:b32", "overrides": overrides}
 side = Ours("ours, unrolled", what, pathlib.Path(sys.argv[1], "inputs.npz"))
 print(json.dumps([side.ready(), side.step()]))
 """
