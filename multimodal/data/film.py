@@ -36,8 +36,10 @@ def opened(data):
         what = f"starts with {data[:12]!r}" if data else "is empty (0 bytes)"
         raise BadRecord(f"video is none of {FORMATS}: it {what}")
     av = require("av", "video", "reading video files")
+    # From 19 on PyAV takes metadata that are not UTF-8 as they come, and has no such argument.
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
-        with av.open(io.BytesIO(data), format=name, metadata_errors="replace") as file:
+        with av.open(io.BytesIO(data), format=name, **lenient) as file:
             yield file
     except BadRecord:
         raise

@@ -67,6 +67,14 @@ def test_frames_are_taken_evenly():
     np.testing.assert_array_equal(transform()(steps())[:, 0, 0, 0], [20, 80, 140, 200])
 
 
+def test_metadata_need_not_be_utf8():
+    data = film(steps())
+    assert data.count(b"Lavf") == 1
+    np.testing.assert_array_equal(
+        transform()(data.replace(b"Lavf", b"\xff\xfe\x80f")), transform()(data)
+    )
+
+
 @pytest.mark.parametrize("kind", ["mp4", "mov", "matroska", "avi"])
 def test_files(kind):
     out = transform()(film(steps(), kind))
