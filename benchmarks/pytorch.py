@@ -7,13 +7,12 @@
 `albef` is the default job (configs/emoji.py), the others CLIP at its sizes (configs/clip.py:SIZE).
 Processes hold the compiled step and PyTorch's (pytorch_model.py: same weights, batch and
 objectives) and take turns, A B A B, so that other work on the machine slows both alike. The first
-losses must agree. MFU is that of the rate at which matrix products ran here before.
+losses must agree. MFU is of the highest rate at which matrix products ran in one of our processes.
 
 On a CPU all sides take turns; `memory kept` is PyTorch with what cpu_memory.py does for us. On a
 GPU every setting of both runs by itself first, then the fastest of ours and of PyTorch's take
 turns. Ours also has accuracies, the gradient's norm and the check for steps that must not count.
-Needs JAX, Flax, Optax, Orbax and ml_collections and, but for --alone, PyTorch; `albef` also the
-data stack.
+Needs JAX, Flax, Optax and ml_collections, PyTorch but for --alone, and for `albef` the data stack.
 """
 
 import argparse
@@ -34,35 +33,35 @@ MODELS = {
         "b32": ("configs/clip.py:b32", ["batch_size=16", "model.dtype=float32"]),
     },
     "gpu": {
-        "b32": ("configs/clip.py:b32", ["batch_size=1024"]),
-        "b16": ("configs/clip.py:b16", ["batch_size=512"]),
-        "l14": ("configs/clip.py:l14", ["batch_size=128"]),
+        "b32": ("configs/clip.py:b32", ["batch_size=512"]),
+        "b16": ("configs/clip.py:b16", ["batch_size=256"]),
+        "l14": ("configs/clip.py:l14", ["batch_size=64"]),
         "albef": ("configs/emoji.py", ["model.dtype=bfloat16"]),
     },
 }
 DEFAULT = {"cpu": ("albef", "b32"), "gpu": ("b16", "l14")}
 # Sizes for a look at whether all of it runs.
 TINY = ["batch_size=8"] + [
-    f"modalities.{m}.{k}={v}"
-    for m in ("image", "text")
+    f"{stack}.{k}={v}"
+    for stack in ("modalities.image", "modalities.text", "model.fusion")
     for k, v in {"width": 64, "depth": 2, "heads": 2, "mlp_dim": 128}.items()
 ]
 # Sleep rather than spin in PyTorch's thread pool: spinning would count as its CPU time, and take
 # ours. Two processes share a GPU: JAX must not take its memory beforehand.
 ENVIRONMENT = {
     "cpu": {"OMP_WAIT_POLICY": "PASSIVE", "JAX_PLATFORMS": "cpu"},
-    "gpu": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+    "gpu": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"},
 }
 # What multimodal/training/cpu_memory.py does for us, for PyTorch.
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 OURS = ("ours", "ours, unrolled", "ours, cudnn", "ours, unrolled, cudnn")
-THEIRS = ("torch", "torch.compile", "torch.compile, max-autotune")
+THEIRS = ("torch", "torch.compile", "torch.compile, autotuned")
 DRAWN = ("itm", "mlm")  # losses that depend on random draws
 
 
 def main():
     args = parse_arguments()
-    needed = ("jax", "flax", "optax", "orbax", "ml_collections") + ("torch",) * (not args.alone)
+    needed = ("jax", "flax", "optax", "ml_collections") + ("torch",) * (not args.alone)
     for package in needed:
         if importlib.util.find_spec(package) is None:
             sys.exit(f"error: benchmarks.pytorch needs {package}: pip install {package}")
@@ -71,15 +70,15 @@ def main():
 
         work(*args.worker)
         return
+    failed = []
     for name in args.models or DEFAULT[args.device]:
-        if name not in MODELS[args.device]:
-            known = ", ".join(MODELS[args.device])
-            sys.exit(f"error: --models {name}: on a {args.device} there are {known}")
         with tempfile.TemporaryDirectory() as folder:
             try:
                 (on_cpu if args.device == "cpu" else on_gpu)(Case(name, folder, args))
-            except SideFailed:
-                sys.exit(f"error: {name}: a side ended early, see above")
+            except SideFailed as e:
+                failed.append(name)
+                print(f"error: {name}: {e or 'a side ended early, see above'}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
 
 
 def parse_arguments():
@@ -95,17 +94,26 @@ def parse_arguments():
     parser.add_argument("--alone", action="store_true", help="a GPU: ours only")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on this machine's CPU")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.alone and args.device == "cpu":
+        parser.error("--alone is for --device gpu")
+    for name in set(args.models or ()) - set(MODELS[args.device]):
+        known = ", ".join(MODELS[args.device])
+        parser.error(f"--models {name}: on a {args.device} there are {known}")
+    return args
 
 
 class SideFailed(Exception):
-    """A side's process ended early."""
+    """A side's process ended early, or is not the same step; the message says what."""
 
 
 class Case:
-    """One model at one size, and how to time it; `ready` is what our side told at its start."""
+    """One model at one size, and how to time it.
 
-    ready = None
+    first: what our first side told at its start; rate: FLOP/s of matrix products, the best found.
+    """
+
+    first, rate = None, 0.0
 
     def __init__(self, name, folder, args):
         self.name, self.folder, self.args = name, folder, args
@@ -120,10 +128,7 @@ class Case:
         turns = {}
         for side in sides:  # ours comes first: torch reads its file
             turns[side] = Side(side, self)
-            if side in OURS:
-                self.ready = turns[side].ready
-            else:
-                agree(self.ready, turns[side].ready)
+            self._check(side, turns[side].ready)
         times = {side: [] for side in sides}
         for turn in range(-1, rounds):  # the first turn warms up
             for side, process in turns.items():
@@ -136,14 +141,31 @@ class Case:
             print(self.line(side, rows), flush=True)
         return times
 
+    def _check(self, side, ready):
+        """Raise SideFailed unless a side runs where it should and its first losses are ours."""
+        wanted = "cpu" if self.args.tiny else self.args.device
+        if ready["device"] != wanted:
+            raise SideFailed(
+                f"{side} runs on a {ready['device']}, not on a {wanted}: jax[cuda13] or a PyTorch "
+                "for CUDA is missing"
+            )
+        self.rate = max(self.rate, ready.get("rate", 0.0))
+        self.first = self.first or ready
+        for key, value in self.first["losses"].items():
+            other = ready["losses"][key]
+            print(f"{self.name} {side:25}: first {key} loss {other:.6f}")
+            allowed = 0.05 if key in DRAWN else 1e-2 if self.first["dtype"] == "bfloat16" else 1e-4
+            if not abs(other - value) <= allowed * abs(value):  # not of NaN, either
+                raise SideFailed(f"{side}: the losses differ from ours: not the same model")
+
     def line(self, side, rows):
         """What one side reached."""
-        (wall, cpu, system, memory), ready = zip(*rows), self.ready
-        rate = ready["flops"] / min(wall) / ready["rate"]
+        wall, cpu, system, memory = zip(*rows)
         return (
-            f"{self.name} {side:27}: {ready['batch'] / min(wall):8.1f} samples/s at best, median "
-            f"{1e3 * statistics.median(wall):.1f} ms a step, MFU {rate:.1%} of the "
-            f"{ready['rate'] / 1e12:.3g} TFLOP/s of products here; "
+            f"{self.name} {side:25}: {self.first['batch'] / min(wall):8.1f} samples/s at best, "
+            f"median {1e3 * statistics.median(wall):.1f} ms a step, MFU "
+            f"{self.first['flops'] / min(wall) / self.rate:.1%} of the {self.rate / 1e12:.3g} "
+            "TFLOP/s of products here; "
             f"CPU {statistics.median(cpu):.3f} s a step, of which system "
             f"{statistics.median(system):.3f}; memory {max(memory):.2f} GiB"
         )
@@ -172,30 +194,26 @@ def on_cpu(case):
 
 def on_gpu(case):
     """Every setting by itself, then the fastest of both in turns."""
-    best = {}
-    for side in OURS + THEIRS * (not case.args.alone):
+    ours = fastest(case, OURS)
+    if case.args.alone:
+        return
+    theirs = fastest(case, THEIRS)
+    times = case.time([ours, theirs], case.args.rounds)
+    case.ratios(times, ours, theirs)
+
+
+def fastest(case, sides):
+    """The side of the fastest turn, each by itself; those that do not run are left out."""
+    best, why = {}, None
+    for side in sides:
         try:
-            rows = case.time([side], 2)[side]
-        except SideFailed:
-            print(f"{case.name} {side}: does not run here, see above; left out", flush=True)
-            continue
-        kind = side in OURS
-        best[kind] = min(best.get(kind, (float("inf"),)), (min(rows)[0], side))
-    if len(best) < 2 - case.args.alone:
-        raise SideFailed
-    if not case.args.alone:
-        ours, theirs = best[True][1], best[False][1]
-        case.ratios(case.time([ours, theirs], case.args.rounds), ours, theirs)
-
-
-def agree(ours, theirs):
-    """Exit unless the first losses are the same, so far as they can be."""
-    for key, value in ours["losses"].items():
-        other = theirs["losses"][key]
-        print(f"first {key} loss: ours {value:.6f}, PyTorch {other:.6f}")
-        allowed = 0.05 if key in DRAWN else 1e-2 if ours["dtype"] == "bfloat16" else 1e-4
-        if abs(other - value) > allowed * abs(value):
-            sys.exit("error: the losses differ: not the same model")
+            best[side] = min(case.time([side], 2)[side])
+        except SideFailed as e:
+            why = e
+            print(f"{case.name} {side}: left out: {e or 'does not run, see above'}", flush=True)
+    if not best:
+        raise SideFailed(str(why or ""))
+    return min(best, key=best.get)
 
 
 class Side:
@@ -216,8 +234,11 @@ class Side:
 
     def turn(self, steps):
         """Seconds, CPU and system seconds a step, and the memory high-water mark in GiB."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise SideFailed from None
         return self._read()
 
     def _read(self):

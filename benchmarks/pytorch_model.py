@@ -18,6 +18,12 @@ PAD, CLS, MASK = 0, 2, 4  # ids of the tokenizer
 RATE, MOST = 0.15, 5  # of tokens masked, and the largest number an example
 
 
+def narrow(x):
+    """x in autocast's type where that is on: the residual stream is then half as many bytes."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class Attention(nn.Module):
     """Multi-head attention over the input itself, or over a context."""
 
@@ -94,7 +100,7 @@ class Image(nn.Module):
         x = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
         x = self.patch_embed(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
-        x = self.stack(self.pre_norm(x))
+        x = self.stack(narrow(self.pre_norm(narrow(x))))
         if self.pooled_norm:
             return x, self.final_norm(x[:, 0])
         x = self.final_norm(x)
@@ -114,7 +120,7 @@ class Text(nn.Module):
 
     def forward(self, ids):
         mask = (ids != PAD)[:, None, None] if self.c["mask_padding"] else None
-        x = self.stack(self.token_embed(ids) + self.pos_embed, mask, self.c["causal"])
+        x = self.stack(narrow(self.token_embed(ids) + self.pos_embed), mask, self.c["causal"])
         x = self.norm_final(x)
         if self.c["pool"] == "class":
             return x, x[:, 0], mask
@@ -168,7 +174,8 @@ class Model(nn.Module):
         image, pooled_a = self.encoder_image(batch["image"])
         text, pooled_b, mask = self.encoder_text(batch["text"])
         a, b = self.project_image(pooled_a), self.project_text(pooled_b)
-        return image, text, mask, F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+        a, b = (F.normalize(x.float(), dim=-1) for x in (a, b))
+        return image, text, mask, a, b
 
     def words(self, ids, context, at):
         """[B, P, V] logits at the positions `at` of masked texts over their images."""
@@ -178,10 +185,16 @@ class Model(nn.Module):
         return self.mlm_head(x, self.encoder_text.token_embed.weight)
 
 
+def similarity(a, b):
+    """a b^T in float32, whatever autocast says, as ours."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
+
+
 def clip_loss(model, teacher, batch, alpha):
     """{name: loss} of two towers."""
     *_, a, b = model.encode(batch)
-    logits, labels = model.temperature.exp() * (a @ b.T), torch.arange(len(a))
+    logits, labels = model.temperature.exp() * similarity(a, b), torch.arange(len(a))
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     return {"contrastive": loss}
 
@@ -196,9 +209,9 @@ def albef_loss(model, teacher, batch, alpha):
     scale = model.temperature.exp()
     with torch.no_grad():
         taught_image, *_, taught_a, taught_b = teacher.encode(batch)
-        guess, own = scale * (taught_a @ taught_b.T), same / same.sum(1, keepdim=True)
+        guess, own = scale * similarity(taught_a, taught_b), same / same.sum(1, keepdim=True)
         targets = [alpha * g.softmax(1) + (1 - alpha) * own for g in (guess, guess.T)]
-    logits = scale * (a @ b.T)
+    logits = scale * similarity(a, b)
     contrast = (F.cross_entropy(logits, targets[0]) + F.cross_entropy(logits.T, targets[1])) / 2
 
     chances = logits.detach().masked_fill(same, -torch.inf)
@@ -259,7 +272,8 @@ def take_weights(model, ours):
 class Trainer:
     """A model with its optimizer, teacher and one batch; step() is one training step.
 
-    compiled: torch.compile's mode; None: without. Towers compute in config.model.dtype.
+    compiled: torch.compile's mode; None: without. Where config.model.dtype is bfloat16, autocast
+    multiplies in it, the residual stream is in it, and norms and losses are in float32.
     """
 
     def __init__(self, config, ours, batch, device="cpu", compiled=None):
@@ -267,8 +281,8 @@ class Trainer:
         take_weights(self.model, ours)
         torch.set_default_device(device)
         self.model.to(device)
-        narrow = config["model"]["dtype"] == "bfloat16"
-        self.cast = torch.autocast(device, torch.bfloat16, enabled=narrow)
+        half = config["model"]["dtype"] == "bfloat16"
+        self.cast = torch.autocast(device, torch.bfloat16, enabled=half)
         self.batch = {k: torch.from_numpy(v).to(device) for k, v in batch.items()}
         for k in ("text", "id"):
             self.batch[k] = self.batch[k].long()

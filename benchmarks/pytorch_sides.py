@@ -11,8 +11,10 @@ import time
 def work(side, what, folder):
     """One side: print its first losses, then for each number read run so many steps."""
     path = pathlib.Path(folder, "inputs.npz")
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no reply
     held = Ours(side, json.loads(what), path) if "ours" in side else Theirs(side, path)
-    print(json.dumps(held.ready()), flush=True)
+    print(json.dumps(held.ready()), file=replies, flush=True)
     for line in sys.stdin:
         count, began, before = int(line), time.perf_counter(), os.times()
         for _ in range(count):
@@ -20,7 +22,8 @@ def work(side, what, folder):
         after, wall = os.times(), time.perf_counter() - began
         system = after.system - before.system
         row = [wall, after.user - before.user + system, system]
-        print(json.dumps([x / count for x in row] + [held.memory()]), flush=True)
+        row = [x / count for x in row] + [held.memory()]
+        print(json.dumps(row), file=replies, flush=True)
 
 
 def process_memory():
@@ -71,11 +74,14 @@ class Ours:
 
     def ready(self):
         """First losses; FLOPs of a step, and FLOP/s of matrix products."""
+        import jax
+
         from multimodal.training.flops import of_step
 
         c = self.config
-        found = {"batch": c.batch_size, "dtype": c.model.dtype, "flops": of_step(c, self.batch)}
-        return found | {"rate": product_rate(c.model.dtype), "losses": self.step()}
+        found = {"device": jax.default_backend(), "dtype": c.model.dtype, "batch": c.batch_size}
+        found |= {"flops": of_step(c, self.batch), "rate": product_rate(c.model.dtype)}
+        return found | {"losses": self.step()}
 
     def memory(self):
         """The high-water mark in GiB, of the device where it counts."""
@@ -187,7 +193,8 @@ class Theirs:
 
     def ready(self):
         """First losses."""
-        return {"batch": self.config["batch_size"], "losses": self.step()}
+        device = {"cuda": "gpu"}.get(self.device, self.device)
+        return {"device": device, "losses": self.step()}
 
     def memory(self):
         """The high-water mark in GiB, of the device where it counts."""

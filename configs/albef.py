@@ -63,7 +63,7 @@ def get_config(arg=""):
         c.modalities.text.update(max_length=32, remat="full")
         c.model.fusion.remat = "full"
         c.model.dtype = c.model.attention_kernel = "bfloat16"
-    common.recipe(c, ",".join(w for w in words if w != "tiled"))
+    common.recipe(c, arg, own=("tiled",))
     if "smoke" in words or "mlm" not in c.objectives:
         return c
     return _published(c, steps_per_epoch=7_800)

@@ -80,5 +80,4 @@ def get_config(arg=""):
     if "unrolled" in words:
         c.modalities.image.update(unroll=depth, remat="context+residual+up")
         c.modalities.text.update(unroll=text_depth, remat="none")
-    rest = [w for w in words if w not in (*SIZES, "tiled", "unrolled")]
-    return common.recipe(c, ",".join(rest), default="clip")
+    return common.recipe(c, arg, default="clip", own=(*SIZES, "tiled", "unrolled"))

@@ -241,11 +241,11 @@ def words_of(arg, known):
     return words
 
 
-def recipe(c, arg, default="albef"):
+def recipe(c, arg, default="albef", own=()):
     """Apply what a config's argument asks for: a recipe's name, `albef_original`, `smoke`, joined
-    by commas.
+    by commas; `own`: words that the config itself has seen to.
     """
-    words = words_of(arg, [*RECIPES, "albef_original", "smoke"])
+    words = words_of(arg, [*RECIPES, "albef_original", "smoke", *own])
     if "albef_original" in words:
         c.mode = "albef_original"
     chosen = [w for w in words if w in RECIPES] or [default]

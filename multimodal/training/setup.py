@@ -1,6 +1,7 @@
 """From a config to a model and the state of its training.
 
-Imports nothing that reads data (inputs.py does): a step runs where JAX, Flax and Optax are all.
+Imports no package that reads data (inputs.py does): a step needs JAX, Flax, Optax and
+ml_collections alone.
 """
 
 import functools

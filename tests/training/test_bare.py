@@ -1,4 +1,4 @@
-"""A step, and what times it, need JAX, Flax, Optax, Orbax and ml_collections alone."""
+"""A step, and what times it, need JAX, Flax, Optax and ml_collections alone."""
 
 import json
 import subprocess
@@ -11,8 +11,9 @@ from tests.conftest import ROOT
 SCRIPT = """
 import importlib.abc, json, pathlib, sys
 
-DATA = {"PIL", "array_record", "cv2", "fsspec", "grain", "matplotlib", "simplejpeg",
-        "tensorboard", "tensorflow", "tensorflow_datasets", "tokenizers"}
+DATA = {"PIL", "array_record", "av", "cv2", "datasets", "fsspec", "grain", "matplotlib", "pyarrow",
+        "qwix", "safetensors", "sentencepiece", "simplejpeg", "soundfile", "tensorboard",
+        "tensorflow", "tensorflow_datasets", "tokenizers"}
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
