@@ -222,6 +222,7 @@ class Block(nn.Module):
         x = branch(x, "attention", 0, lambda h, k: self_attention(h, h, mask, k))
         if c.cross:
             cross_attention = attention(name="cross_attention")
+            context = jax.tree.map(shard_batch, context)
             # An example without context gets nothing from it, rather than a mean of padding.
             seen = context.mask.any(-1)[:, None, None]
             x = branch(

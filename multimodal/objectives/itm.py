@@ -66,15 +66,18 @@ def itm(
         (neg_a, neg_b), found = negatives, allowed.any(1)
 
     tokens_a, tokens_b = out[a].tokens, out[b].tokens
-    query = jax.tree.map(
-        lambda *v: jnp.concatenate(v), tokens_b, tokens_b, fetch(tokens_b, neg_b, fetching)
-    )
-    context = jax.tree.map(
-        lambda *v: jnp.concatenate(v), tokens_a, fetch(tokens_a, neg_a, fetching), tokens_a
-    )
+    query = jax.tree.map(beside, tokens_b, tokens_b, fetch(tokens_b, neg_b, fetching))
+    context = jax.tree.map(beside, tokens_a, fetch(tokens_a, neg_a, fetching), tokens_a)
     logits = net.per_example(lambda net, q, c: net.match(net.fuse(q, c)), query, context)
-    labels = jnp.repeat(jnp.array([1, 0, 0]), size, total_repeat_length=3 * size)
-    weights = jnp.concatenate([present, present & found, present & found])
+    labels = jnp.tile(jnp.array([1, 0, 0]), size)
+    weights = beside(present, present & found, present & found)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     right = (logits.argmax(1) == labels).astype(losses.dtype)
     return masked_mean(losses, weights), {"accuracy": masked_mean(right, weights)}
+
+
+def beside(*rows):
+    """[n B, ...] of n arrays [B, ...], the n of an example next to each other: they stay on its
+    device, where one array after the other would send most of them to another.
+    """
+    return jnp.stack(rows, 1).reshape(-1, *rows[0].shape[1:])
