@@ -1,13 +1,18 @@
 """The mesh, the layout rule, and batches that do not divide."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from multimodal.config import load_config
 from multimodal.errors import UserError
+from multimodal.training import setup
 from multimodal.training.sharding import check_batch, make_mesh, state_shardings, to_global
+from multimodal.training.step import lower_step, make_step
 
 
 def specs(tree, mesh, rules=()):
@@ -74,3 +79,24 @@ def test_global_batch_is_the_batch():
     placed = to_global(batch, mesh)["x"]
     assert len(placed.addressable_shards) == 8 and placed.addressable_shards[0].data.shape == (2, 3)
     np.testing.assert_array_equal(placed, batch["x"])
+
+
+def test_albef_sends_no_tokens_but_those_of_negatives():
+    """Under FSDP, too: whole examples stay where they are, so that nothing else is [B, L, 32]."""
+    tower = dict(width=32, heads=4, mlp_dim=64, depth=2)
+    stacks = ("modalities.image", "modalities.text", "model.fusion")
+    small = [f"{s}.{k}={v}" for s in stacks for k, v in tower.items()]
+    small += ["modalities.image.size=32", "modalities.text.vocab_size=512", "queue.size=0"]
+    c = load_config("configs/albef.py", [*small, "batch_size=88", "mesh.fsdp=4"])
+    mesh = make_mesh(2, 4)
+    with jax.set_mesh(mesh):
+        model, tx, state = setup.state_shapes(c, mesh)
+        step = make_step(c, model, setup.get_objectives(c, None), tx)
+        text = lower_step(step, state, setup.batch_shapes(c, mesh)).compile().as_text()
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    sent = {
+        kind
+        for result, kind in re.findall(rf"= ([^=]*?) ({kinds})(?:-start)?\(", text)
+        if re.search(r"\[\d+,(5|25),32\]", result)
+    }
+    assert sent <= {"all-to-all"}
