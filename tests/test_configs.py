@@ -72,13 +72,8 @@ def test_tiled_fills_tiles(spec, text):
     assert lengths == {"image": 64 if "b32" in spec else 256, "text": text}
 
 
-QUICK = ("av_digits.py",)  # test_commands.py has emoji, --slow the others
-SMOKES = [
-    pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FILES if n != "emoji.py"
-]
-
-
-@pytest.mark.parametrize("name", SMOKES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in FILES if n != "emoji.py"])  # test_commands.py has it
 def test_smoke(name, tmp_path):
     code, _, err = processes.run(
         "train.py", "--config", f"configs/{name}:smoke", "--workdir", tmp_path

@@ -39,10 +39,14 @@ def loss(model, params, batch):
     return (out["image"].embed * out["text"].embed).sum() + (fused * pattern).mean()
 
 
-@pytest.mark.parametrize(("kind", "short"), [("int8", "i8["), ("fp8", "f8_e4m3fn[")])
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "overrides",
-    [pytest.param((), id="unrolled", marks=pytest.mark.slow), pytest.param(SCAN, id="scanned")],
+    ("kind", "short"), [("int8", "i8["), pytest.param("fp8", "f8_e4m3fn[", marks=SLOW)]
+)
+@pytest.mark.parametrize(
+    "overrides", [pytest.param((), id="unrolled", marks=SLOW), pytest.param(SCAN, id="scanned")]
 )
 def test_values_and_gradients_stay_close(batch, kind, short, overrides):
     pytest.importorskip("qwix", reason="the extra quantize is not installed")
