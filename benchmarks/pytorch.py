@@ -142,13 +142,7 @@ class Case:
         return times
 
     def _check(self, side, ready):
-        """Raise SideFailed unless a side runs where it should and its first losses are ours."""
-        wanted = "cpu" if self.args.tiny else self.args.device
-        if ready["device"] != wanted:
-            raise SideFailed(
-                f"{side} runs on a {ready['device']}, not on a {wanted}: jax[cuda13] or a PyTorch "
-                "for CUDA is missing"
-            )
+        """Raise SideFailed unless a side's first losses are ours."""
         self.rate = max(self.rate, ready.get("rate", 0.0))
         self.first = self.first or ready
         for key, value in self.first["losses"].items():
@@ -220,9 +214,11 @@ class Side:
     """A process that holds a step and runs it on request."""
 
     def __init__(self, side, case):
-        what = json.dumps({"config": case.config, "overrides": case.overrides})
+        device = "cpu" if case.args.tiny else case.args.device
+        what = {"config": case.config, "overrides": case.overrides, "device": device}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.pytorch", "--worker", side, what, case.folder]
+            [sys.executable, "-m", "benchmarks.pytorch", "--worker", side, json.dumps(what)]
+            + [case.folder]
             + ["--alone"] * case.args.alone,
             cwd=ROOT,
             env=os.environ | case.environment | (KEEP if "kept" in side else {}),
@@ -245,7 +241,10 @@ class Side:
         line = self.process.stdout.readline()
         if not line:
             raise SideFailed
-        return json.loads(line)
+        reply = json.loads(line)
+        if "failed" in reply:
+            raise SideFailed(reply["failed"])
+        return reply
 
     def close(self):
         self.process.stdin.close()

@@ -13,7 +13,12 @@ def work(side, what, folder):
     path = pathlib.Path(folder, "inputs.npz")
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no reply
-    held = Ours(side, json.loads(what), path) if "ours" in side else Theirs(side, path)
+    what = json.loads(what)
+    try:
+        held = Ours(side, what, path) if "ours" in side else Theirs(side, what, path)
+    except WrongDevice as e:
+        print(json.dumps({"failed": str(e)}), file=replies, flush=True)
+        return
     print(json.dumps(held.ready()), file=replies, flush=True)
     for line in sys.stdin:
         count, began, before = int(line), time.perf_counter(), os.times()
@@ -24,6 +29,16 @@ def work(side, what, folder):
         row = [wall, after.user - before.user + system, system]
         row = [x / count for x in row] + [held.memory()]
         print(json.dumps(row), file=replies, flush=True)
+
+
+class WrongDevice(Exception):
+    """A side would run elsewhere than it should."""
+
+
+def check_device(here, wanted, package):
+    """Raise WrongDevice before anything is built where a package did not find the device."""
+    if here != wanted:
+        raise WrongDevice(f"it would run on a {here}, not on a {wanted}: install {package}")
 
 
 def process_memory():
@@ -45,6 +60,7 @@ class Ours:
         from multimodal.training.step import lower_step, make_step
         from multimodal.training.xla_flags import compiler_options
 
+        check_device(jax.default_backend(), what["device"], "jax[cuda13]")
         mark_flags_as_parsed()
         use_compilation_cache()
         keep_memory()
@@ -74,12 +90,10 @@ class Ours:
 
     def ready(self):
         """First losses; FLOPs of a step, and FLOP/s of matrix products."""
-        import jax
-
         from multimodal.training.flops import of_step
 
         c = self.config
-        found = {"device": jax.default_backend(), "dtype": c.model.dtype, "batch": c.batch_size}
+        found = {"dtype": c.model.dtype, "batch": c.batch_size}
         found |= {"flops": of_step(c, self.batch), "rate": product_rate(c.model.dtype)}
         return found | {"losses": self.step()}
 
@@ -165,7 +179,7 @@ def save(path, config, params, batch):
 class Theirs:
     """The step in PyTorch, on a GPU where there is one and JAX is not told to leave it."""
 
-    def __init__(self, side, path):
+    def __init__(self, side, what, path):
         import numpy as np
         import torch
 
@@ -180,6 +194,7 @@ class Theirs:
 
         on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not torch.cuda.is_available()
         self.device = "cpu" if on_cpu else "cuda"
+        check_device("cpu" if on_cpu else "gpu", what["device"], "a PyTorch for CUDA")
         torch.set_float32_matmul_precision("highest" if on_cpu else "high")
         mode = "max-autotune-no-cudagraphs" if "autotune" in side else "default"
         self.trainer = Trainer(
@@ -193,8 +208,7 @@ class Theirs:
 
     def ready(self):
         """First losses."""
-        device = {"cuda": "gpu"}.get(self.device, self.device)
-        return {"device": device, "losses": self.step()}
+        return {"losses": self.step()}
 
     def memory(self):
         """The high-water mark in GiB, of the device where it counts."""

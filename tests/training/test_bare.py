@@ -25,7 +25,7 @@ from benchmarks.pytorch import TINY
 from benchmarks.pytorch_sides import Ours
 
 overrides = [*TINY, "modalities.image.size=64", "model.dtype=float32"]
-what = {"config": "configs/clip.py:b32", "overrides": overrides}
+what = {"config": "configs/clip.py:b32", "overrides": overrides, "device": "cpu"}
 side = Ours("ours, unrolled", what, pathlib.Path(sys.argv[1], "inputs.npz"))
 print(json.dumps([side.ready(), side.step()]))
 """
