@@ -95,6 +95,8 @@ def parse_arguments():
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on this machine's CPU")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.worker:
+        return args
     if args.alone and args.device == "cpu":
         parser.error("--alone is for --device gpu")
     for name in set(args.models or ()) - set(MODELS[args.device]):
@@ -124,33 +126,34 @@ class Case:
         self.environment = ENVIRONMENT["cpu" if args.tiny else args.device]
 
     def time(self, sides, rounds):
-        """{side: [row of a turn]} of sides that take turns, and {side: Side}."""
-        turns = {}
-        for side in sides:  # ours comes first: torch reads its file
-            turns[side] = Side(side, self)
-            self._check(side, turns[side].ready)
-        times = {side: [] for side in sides}
-        for turn in range(-1, rounds):  # the first turn warms up
-            for side, process in turns.items():
-                row = process.turn(self.steps)
-                if turn >= 0:
-                    times[side].append(row)
-        for process in turns.values():
-            process.close()
+        """{side: [row of a turn]} of sides that take turns. Raises SideFailed."""
+        turns, times = {}, {side: [] for side in sides}
+        try:
+            for side in sides:  # ours comes first: torch reads its file
+                turns[side] = Side(side, self)
+                self._check(side, turns[side].ready)
+            for turn in range(-1, rounds):  # the first turn warms up
+                for side, process in turns.items():
+                    row = process.turn(self.steps)
+                    if turn >= 0:
+                        times[side].append(row)
+        finally:
+            for process in turns.values():
+                process.close()
         for side, rows in times.items():
             print(self.line(side, rows), flush=True)
         return times
 
     def _check(self, side, ready):
         """Raise SideFailed unless a side's first losses are ours."""
-        self.rate = max(self.rate, ready.get("rate", 0.0))
-        self.first = self.first or ready
-        for key, value in self.first["losses"].items():
+        first = self.first or ready
+        for key, value in first["losses"].items():
             other = ready["losses"][key]
             print(f"{self.name} {side:25}: first {key} loss {other:.6f}")
-            allowed = 0.05 if key in DRAWN else 1e-2 if self.first["dtype"] == "bfloat16" else 1e-4
+            allowed = 0.05 if key in DRAWN else 1e-2 if first["dtype"] == "bfloat16" else 1e-4
             if not abs(other - value) <= allowed * abs(value):  # not of NaN, either
-                raise SideFailed(f"{side}: the losses differ from ours: not the same model")
+                raise SideFailed(f"{side}: the losses are not finite, or differ from the first's")
+        self.first, self.rate = first, max(self.rate, ready.get("rate", 0.0))
 
     def line(self, side, rows):
         """What one side reached."""
@@ -188,26 +191,31 @@ def on_cpu(case):
 
 def on_gpu(case):
     """Every setting by itself, then the fastest of both in turns."""
-    ours = fastest(case, OURS)
+    ours, alone = fastest(case, OURS)
     if case.args.alone:
         return
-    theirs = fastest(case, THEIRS)
-    times = case.time([ours, theirs], case.args.rounds)
+    theirs, other = fastest(case, THEIRS)
+    try:
+        times = case.time([ours, theirs], case.args.rounds)
+    except SideFailed as e:
+        print(f"{case.name}: not in turns ({e or 'see above'}); each by itself:", flush=True)
+        times = {ours: alone, theirs: other}
     case.ratios(times, ours, theirs)
 
 
 def fastest(case, sides):
-    """The side of the fastest turn, each by itself; those that do not run are left out."""
-    best, why = {}, None
+    """(the side of the fastest turn, its rows), each by itself; what does not run is left out."""
+    found, why = {}, None
     for side in sides:
         try:
-            best[side] = min(case.time([side], 2)[side])
+            found |= case.time([side], 2)
         except SideFailed as e:
             why = e
             print(f"{case.name} {side}: left out: {e or 'does not run, see above'}", flush=True)
-    if not best:
+    if not found:
         raise SideFailed(str(why or ""))
-    return min(best, key=best.get)
+    best = min(found, key=lambda side: min(found[side]))
+    return best, found[best]
 
 
 class Side:

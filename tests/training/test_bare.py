@@ -42,12 +42,25 @@ def test_a_step_runs_without_what_reads_data(tmp_path):
     assert (tmp_path / "inputs.npz").exists()
 
 
+def compared(*args):
+    """What the comparison prints at toy sizes."""
+    command = [sys.executable, "-m", "benchmarks.pytorch", "--tiny", "--models", "b32", *args]
+    command += ["--rounds", "1", "--steps", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_ours_alone():
+    told = compared("--device", "gpu", "--alone")
+    assert "b32 ours, unrolled" in told and "MFU" in told
+    assert "ours, cudnn: left out" in told  # on a CPU
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_pytorch_takes_turns(device):
     pytest.importorskip("torch", reason="torch is not installed")
-    command = [sys.executable, "-m", "benchmarks.pytorch", "--device", device]
-    command += ["--tiny", "--models", "b32", "--rounds", "1", "--steps", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "first contrastive loss" in done.stdout and "speed by seconds" in done.stdout
+    told = compared("--device", device)
+    assert "first contrastive loss" in told and "speed by seconds" in told
