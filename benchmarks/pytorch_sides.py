@@ -60,10 +60,10 @@ class Ours:
         from multimodal.training.step import lower_step, make_step
         from multimodal.training.xla_flags import compiler_options
 
-        check_device(jax.default_backend(), what["device"], "jax[cuda13]")
         mark_flags_as_parsed()
         use_compilation_cache()
-        keep_memory()
+        keep_memory()  # before the devices are asked for, as train.py does
+        check_device(jax.default_backend(), what["device"], "jax[cuda13]")
         self.config = load_config(what["config"], what["overrides"])
         if "unrolled" in side:
             unroll(self.config)

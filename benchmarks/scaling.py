@@ -34,8 +34,8 @@ SETTINGS = {
 }
 # Unrolled, ALBEF's nine passes take the compiler over half an hour and 14 GB. CLIP's loops that
 # keep all take more memory than its best settings without.
-ALONE = {"albef-base": ("loop", "full")}
-OTHERS = ("none", "unrolled", "context", "full")
+TRIED = {"albef-base": ("loop", "full")}
+TRIED_ELSE = ("none", "unrolled", "context", "full")
 TARGETS = ("tpu:v5e:16x16", "tpu:v5p:8x8x8", "tpu:v6e:16x16")
 BATCHES = (8_192, 32_768, 131_072, 262_144, 1_048_576)
 FSDP = {"clip-b16": 4, "albef-base": 4}  # divides their 12 heads (see docs/scaling.md)
@@ -96,7 +96,7 @@ def run(model, target, batch) -> dict:
     from multimodal.planning.targets import parse_target
 
     machine, why = parse_target(target), "estimate"
-    settings = ALONE.get(model, OTHERS)
+    settings = TRIED.get(model, TRIED_ELSE)
     for micro, setting in attempts(settings, batch // machine.devices):
         more = [f"batch_size={batch}", f"mesh.fsdp={FSDP.get(model, 16)}", f"micro_batches={micro}"]
         config = set_to(load_config(str(ROOT / MODELS[model]), more), setting)

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs():
+def free_programs():
     """Frees what the tests of a file have compiled. A process that kept it all would come to 7 GB
     and to more mappings than Linux allows it (vm.max_map_count), where XLA aborts.
     """
