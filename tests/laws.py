@@ -126,11 +126,17 @@ class Bench:
         loss = make_loss(c, self.model, self.goals)
         self._loss = loss
         self._grad = jax.jit(jax.value_and_grad(lambda p, s, b: loss(p, s, b)[0]))
+        self._value = jax.jit(lambda p, s, b: loss(p, s, b)[0])  # compiles faster
 
     def __call__(self, batch, **changes):
         """(loss, gradient) of a batch at the bench's state with `changes`."""
         state = self.state.replace(**changes)
         return self._grad(state.params, state, batch)
+
+    def loss(self, batch, **changes):
+        """The loss alone."""
+        state = self.state.replace(**changes)
+        return self._value(state.params, state, batch)
 
     def metrics(self, batch):
         """The objectives' metrics of a batch."""

@@ -31,6 +31,7 @@ print(json.dumps([side.ready(), side.step()]))
 """
 
 
+@pytest.mark.slow
 def test_a_step_runs_without_what_reads_data(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True

@@ -81,6 +81,7 @@ def test_global_batch_is_the_batch():
     np.testing.assert_array_equal(placed, batch["x"])
 
 
+@pytest.mark.slow
 def test_albef_sends_no_tokens_but_those_of_negatives():
     """Under FSDP, too: whole examples stay where they are, so that nothing else is [B, L, 32]."""
     tower = dict(width=32, heads=4, mlp_dim=64, depth=2)
