@@ -1,6 +1,7 @@
 """XLA's options by platform, in one place: what train.py compiles with and --plan plans with."""
 
 import dataclasses
+import os
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,25 @@ FLAGS = {
             "MaxText, benchmarks/xla_flags_library.py, DISABLE_COLLECTIVE_MATMUL",
         ),
     ),
-    "gpu": (),
+    "gpu": (
+        Flag(
+            "xla_gpu_enable_latency_hiding_scheduler",
+            "True",
+            (),
+            "exchanges between GPUs run beside computation; XLA's default is still false",
+            "JAX, docs/gpu_performance_tips.md, and NVIDIA's JAX image, which sets it alone",
+        ),
+    ),
     "cpu": (),
 }
 
 
 def compiler_options(platform: str, chip: str = "") -> dict[str, str]:
-    """{option: value} for jit(...).lower(...).compile(compiler_options=...)."""
+    """{option: value} for jit(...).lower(...).compile(compiler_options=...).
+
+    What the environment's XLA_FLAGS or LIBTPU_INIT_ARGS set is left to them.
+    """
+    words = " ".join(os.environ.get(k, "") for k in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")).split()
+    own = {word.lstrip("-").split("=")[0] for word in words}
     flags = [f for f in FLAGS.get(platform, ()) if not f.chips or chip in f.chips]
-    return {f.name: f.value for f in flags}
+    return {f.name: f.value for f in flags if f.name not in own}

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from multimodal.config import load_config
@@ -105,6 +106,20 @@ def test_flags_are_for_platforms_and_chips():
     assert "xla_jf_spmd_threshold_for_windowed_einsum_mib" in compiler_options("tpu", "v5p")
     assert "xla_tpu_scoped_vmem_limit_kib" in compiler_options("tpu", "v5e")
     assert all(f.why and f.source for flags in FLAGS.values() for f in flags)
+
+
+def test_flags_of_gpus_are_known_to_the_compiler():
+    """All platforms share XLA's options, so that a name or value it does not know fails here."""
+    options = compiler_options("gpu", "h100")
+    assert options
+    jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
+
+
+def test_flags_of_the_environment_stay(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler=false --xla_other=1")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=65536")
+    assert "xla_gpu_enable_latency_hiding_scheduler" not in compiler_options("gpu", "h100")
+    assert set(compiler_options("tpu", "v5e")) == {"xla_jf_spmd_threshold_for_windowed_einsum_mib"}
 
 
 @pytest.mark.parametrize(
