@@ -22,10 +22,11 @@ ARGUMENTS = {
     "profile": ("trace three steps, or START:STOP, into the workdir's profile/", ""),
     "plan": ("tpu:v5e:16x16, gpu:h100:8x8, ...: tell what training there would take; no run", ""),
     "plan_json": ("file for the plan's numbers", ""),
+    "plan_memory": ("tell whether it fits and nothing else, in a tenth of the time", ""),
     "plan_examples": ("training examples, for the hours of an epoch; default: the data's", "0"),
 }
 # Who takes which optional ones.
-TRAINING = ("profile", "plan", "plan_json", "plan_examples")
+TRAINING = ("profile", "plan", "plan_json", "plan_memory", "plan_examples")
 EVALUATION = ("step", "evals")
 
 
@@ -40,7 +41,7 @@ def parse_args(doc, required, argv):
     names = [n for n in ARGUMENTS if n in required or n in extra]
     for name in names:
         text, default = ARGUMENTS[name]
-        bare = dict(nargs="?", const="auto") if name == "profile" else {}
+        bare = dict(nargs="?", const="auto") if name in ("profile", "plan_memory") else {}
         parser.add_argument(f"--{name}", help=text, default=default, **bare)
     if "config" not in required:
         parser.add_argument("--data", help="another source, as config.data.source", default="")

@@ -23,7 +23,9 @@ TRIES = 3  # compilations to find a change that fits
 TOP = 12  # operations that are told
 
 
-def make_plan(config, target_text: str, examples=0, hlo_folder=None, advise=True) -> dict:
+def make_plan(
+    config, target_text: str, examples=0, hlo_folder=None, advise=True, memory_alone=False
+) -> dict:
     """The plan of a config for a target, as plain data; see `write_plan` and report.py.
 
     Args:
@@ -31,6 +33,7 @@ def make_plan(config, target_text: str, examples=0, hlo_folder=None, advise=True
         data's own number where the data is here, else unknown.
       hlo_folder: where the compiled program's text is kept; None: nowhere.
       advise: look for a change that fits where the config does not.
+      memory_alone: for TPUs, compile only as far as it takes to tell whether it fits.
     Returns: 'fits' (True, False or None: not known), 'memory' (bytes a device by kind, 'total',
       'limit'), 'flops', 'time' (seconds; None where not known), 'mfu', ...; absent is what the
       target does not give. Raises UserError for a config, target or compiler that cannot be used.
@@ -44,7 +47,7 @@ def make_plan(config, target_text: str, examples=0, hlo_folder=None, advise=True
     check_batch(config.batch_size, mesh, config.micro_batches)
     plan = _facts(config, target, mesh)
     if target.platform == "tpu":
-        plan |= compiled_plan(config, target, plan, hlo_folder)
+        plan |= compiled_plan(config, target, plan, hlo_folder, memory_alone)
     else:
         plan |= formula_plan(config, target, plan)
     if plan["fits"] is False and advise:
@@ -66,15 +69,20 @@ def _facts(config, target: Target, mesh) -> dict:
     }
 
 
-def compiled_plan(config, target: Target, plan: dict, hlo_folder=None) -> dict:
+def compiled_plan(config, target: Target, plan: dict, hlo_folder=None, memory_alone=False) -> dict:
     """Memory and time from the TPU compiler."""
-    result = compile_for(config, target, hlo_folder)
+    result = compile_for(config, target, hlo_folder, memory_alone)
     limit = target.chip.hbm
-    if result["status"] == "oom":
+    if result["status"] != "ok":
         sizes = _wanted_memory(plan["state"], result) | {"limit": result.get("limit", limit)}
         bound = predict.roofline(target, plan["flops"]["step"], None, None)
+        fits = result["status"] == "laid out"
         why = "the program does not fit, so the compiler counts no cycles"
-        return {"fits": False, "memory": sizes} | _time(target, plan, bound, None, why)
+        out = {"fits": fits, "memory": sizes}
+        if fits:
+            why = "the compiler was asked for memory alone"
+            out["compile_seconds"] = result["seconds"]
+        return out | _time(target, plan, bound, None, why)
     kinds, total = _compiled_memory(plan["state"], result["memory"])
     out = {
         "fits": True,
@@ -86,7 +94,7 @@ def compiled_plan(config, target: Target, plan: dict, hlo_folder=None) -> dict:
 
 
 def _wanted_memory(state, result):
-    """Kinds and total of a program that does not fit; total None: the compiler does not tell."""
+    """Kinds and total of a program without its code; total None: the compiler does not tell."""
     if "total" in result:
         rest = max(0, result["total"] - sum(state.values()))
         return {"kinds": state | {"activations and temporaries": rest}, "total": result["total"]}
@@ -219,11 +227,12 @@ def find_advice(config, target: Target, plan) -> dict:
             return found | {"checked": False}
         if tries == TRIES:
             break
-        result = compile_for(advice.changed(config, change), target)
-        if result["status"] == "ok":
-            stats = result["memory"]
-            total = _compiled_memory(plan["state"], stats)[1]
+        result = compile_for(advice.changed(config, change), target, memory_alone=True)
+        if result["status"] == "ok":  # a compiler that writes down no layout of memory
+            total = _compiled_memory(plan["state"], result["memory"])[1]
             return found | {"total": total, "checked": True}
+        if result["status"] == "laid out":
+            return found | {"total": result["total"], "checked": True}
     return {}
 
 

@@ -175,6 +175,30 @@ def test_a_killed_plan_leaves_no_compiler(tmp_path):
     processes.wait_for(lambda: not processes.alive(path.read_text().strip()), 60)
 
 
+# A compiler that lays out memory, says so and works for ever.
+LAYS_OUT = """
+import os, pathlib, re, sys, time
+folder = pathlib.Path(re.search("xla_dump_to=([^ ]+)", os.environ["XLA_FLAGS"]).group(1))
+folder.mkdir()
+name = "module_7.jit_step.cl_9.after_optimizations"
+text = "Memory Space: default (color=0)\\nTotal bytes: 4096 (4KiB)\\n"
+(folder / f"{name}-memory-usage-report.txt").write_text(text)
+if __FITS__:
+    (folder / f"{name}_after_buffer_assignment.txt").touch()
+    time.sleep(1000)
+"""
+
+
+def test_memory_alone_ends_the_compiler_before_it_generates_code(monkeypatch):
+    monkeypatch.setattr(compiling, "COMMAND", ("-c", LAYS_OUT.replace("__FITS__", "True")))
+    found = compiling.compile_for(config(), parse_target("tpu:v5e:2x2"), memory_alone=True)
+    assert found.pop("seconds") < 60 and found == {"status": "laid out", "total": 4096}
+    # Sums without a program: it does not fit, and the compiler has the last word.
+    monkeypatch.setattr(compiling, "COMMAND", ("-c", LAYS_OUT.replace("__FITS__", "False")))
+    with pytest.raises(UserError, match="gave up on tpu:v5e:2x2"):
+        compiling.compile_for(config(), parse_target("tpu:v5e:2x2"), memory_alone=True)
+
+
 def test_out_of_memory_is_told_from_other_errors():
     """As two versions of libtpu say it."""
     g = 2**30
@@ -202,6 +226,15 @@ def test_plan_of_a_tpu_slice(tmp_path):
     assert plan["time"]["step"] >= plan["time"]["bound"] > 0 and 0 < plan["mfu"] < 1
     assert sum(plan["memory"]["kinds"].values()) == pytest.approx(plan["memory"]["total"], rel=0.05)
     assert "compiled for it" in text and "samples/s" in text
+
+
+@needs_libtpu
+def test_memory_alone_is_what_a_whole_plan_says():
+    whole, alone = (make_plan(config(), "tpu:v5e:2x2", 1, memory_alone=m) for m in (False, True))
+    code = whole["memory"]["kinds"]["program"]
+    assert alone["fits"] and alone["time"]["step"] is None
+    assert alone["memory"]["total"] + code == pytest.approx(whole["memory"]["total"], rel=0.03)
+    assert "memory alone" in render(alone)
 
 
 @needs_libtpu
