@@ -2,8 +2,9 @@
 
 Plans each case that has no result yet (docs/scaling/CASE.json, so that a killed run goes on), then
 writes docs/scaling.md and its plots from all that there are. A case takes the compiler minutes:
---models, --targets and --batches choose some, --minutes ends the run after the case under way, and
---render plans nothing.
+--models, --targets and --batches choose some, --minutes ends the run after the case under way,
+--memory asks for memory alone, which takes a tenth of the time (a later run without it goes on from
+there), and --render plans nothing.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import pathlib
 import sys
 import time
 
-from scaling_page import key, write_page
+from scaling_page import key, untimed, write_page
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -53,8 +54,9 @@ def main():
     for case in () if args.render else cases(args):
         if args.minutes and time.monotonic() - began > 60 * args.minutes:
             break
-        if not path_of(case).exists():
-            result = run(*case)
+        known = result_of(case)
+        if known is None or (untimed(known) and not args.memory):
+            result = run(*case, args.memory, known)
             print(key(*case), json.dumps(result.get("mfu")), flush=True)
             path_of(case).parent.mkdir(parents=True, exist_ok=True)
             part = path_of(case).with_suffix(".part")
@@ -69,6 +71,7 @@ def parse_arguments():
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--minutes", type=float, default=0)
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--render", action="store_true")
     return parser.parse_args()
 
@@ -85,9 +88,15 @@ def path_of(case):
     return FOLDER / f"{key(*case)}.json"
 
 
-def run(model, target, batch) -> dict:
+def result_of(case):
+    """What is known of a case; None: nothing."""
+    path = path_of(case)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def run(model, target, batch, memory_alone=False, known=None) -> dict:
     """The plan of a case in as few micro-batches as fit, in the fastest setting that then does: by
-    the estimate first, then by the compiler.
+    the estimate first, then by the compiler. known: its result of memory alone, to go on from.
     """
     from multimodal.config import load_config
     from multimodal.errors import UserError
@@ -96,14 +105,16 @@ def run(model, target, batch) -> dict:
     from multimodal.planning.targets import parse_target
 
     machine, why = parse_target(target), "estimate"
-    settings = TRIED.get(model, TRIED_ELSE)
-    for micro, setting in attempts(settings, batch // machine.devices):
+    tries = list(attempts(TRIED.get(model, TRIED_ELSE), batch // machine.devices))
+    if known:
+        tries = tries[tries.index((known["micro_batches"], known["setting"])) :]
+    for micro, setting in tries:
         more = [f"batch_size={batch}", f"mesh.fsdp={FSDP.get(model, 16)}", f"micro_batches={micro}"]
         config = set_to(load_config(str(ROOT / MODELS[model]), more), setting)
         if memory.estimate(config, machine.devices, fuses=True).total > GENEROUS * machine.chip.hbm:
             continue
         try:
-            plan = make_plan(config, target, examples=1, advise=False)
+            plan = make_plan(config, target, 1, advise=False, memory_alone=memory_alone)
         except UserError as e:
             return {"target": target, "batch_size": batch, "fits": None, "why": str(e)}
         if plan["fits"]:

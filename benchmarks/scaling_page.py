@@ -27,8 +27,9 @@ micro-batches as fit (k), and the first of these that then does, for ALBEF of th
 MFU counts model FLOPs only (`multimodal/training/flops.py`): `full` executes 4/3 of them, and
 micro-batches one more forward pass as well.
 
-{run} of {all} cases were planned so far; `-` is one that was not. A case costs the compiler
-minutes; the same command goes on with the rest. Slices without any are left out.
+{run} of {all} cases were planned so far, {untimed} of them for memory alone (`not timed`: the
+compiler was ended before it generates code, whose size, up to 1.3 GiB, is not in the memory); `-`
+is one that was not. A case costs the compiler minutes; the same command goes on with the rest.
 """
 ERROR = """
 ## How far to trust it
@@ -65,7 +66,8 @@ def write_page(folder, models, targets, batches):
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")}
     rows = {(m, t, b): found.get(key(m, t, b)) for m in models for t in targets for b in batches}
     run = sum(r is not None for r in rows.values())
-    parts = [HEAD.format(run=run, all=len(rows))]
+    memory_alone = sum(r is not None and untimed(r) for r in rows.values())
+    parts = [HEAD.format(run=run, all=len(rows), untimed=memory_alone)]
     for target in [t for t in targets if any(rows[m, t, b] for m in models for b in batches)]:
         parts.append(f"\n## {target.removeprefix('tpu:')}\n")
         parts += [table(rows, models, target, batches)]
@@ -75,6 +77,11 @@ def write_page(folder, models, targets, batches):
     parts.append("\n" + notes.read_text(encoding="utf-8"))
     parts.append(ERROR.format(gpus="\n".join(gpu_rows())))
     (folder.parent / "scaling.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def untimed(result):
+    """Whether a result tells that a case fits, and not how long it takes."""
+    return bool(result["fits"]) and not result.get("mfu")
 
 
 def key(model, target, batch):
@@ -105,7 +112,7 @@ def cell(r):
     size = f"{r['memory']['total'] / GIB:.1f} GiB, k={r['micro_batches']}, {r['setting']}"
     if r.get("mfu"):
         return f"**{r['mfu']:.1%}**, {r['samples_per_s']:,.0f}/s, {size}"
-    return f"time not known, {size}"
+    return f"not timed, {size}"
 
 
 def gpu_rows():

@@ -21,6 +21,7 @@ from multimodal.training.validate import validate
 
 TRIES = 3  # compilations to find a change that fits
 TOP = 12  # operations that are told
+MEMORY_ALONE = "the compiler was asked for memory alone"
 
 
 def make_plan(
@@ -80,7 +81,7 @@ def compiled_plan(config, target: Target, plan: dict, hlo_folder=None, memory_al
         why = "the program does not fit, so the compiler counts no cycles"
         out = {"fits": fits, "memory": sizes}
         if fits:
-            why = "the compiler was asked for memory alone"
+            why = MEMORY_ALONE
             out["compile_seconds"] = result["seconds"]
         return out | _time(target, plan, bound, None, why)
     kinds, total = _compiled_memory(plan["state"], result["memory"])
