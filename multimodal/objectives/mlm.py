@@ -15,21 +15,25 @@ stop = jax.lax.stop_gradient
 IGNORE = -100  # the label of a position that was not masked
 
 
-def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, most=0, random_from=0):
+def mask_tokens(rng, ids, index, *, vocab_size, mask_id, keep_ids, rate, most=0, no_words=()):
     """BERT's masking: of `rate` of the tokens 80 % become [MASK], 10 % a random token, 10 % stay.
 
     Args:
       ids: [B, L]; index: [B], draws depend on the example's index and the position only.
       keep_ids: ids that are never masked (padding, class token).
       most: largest number of masked tokens an example; 0 for any.
-      random_from: smallest id of a random token.
+      no_words: ids that no random token has.
     Returns: masked ids [B, L], labels [B, L] (IGNORE where not masked).
     """
+
+    no_words = sorted(set(no_words))
 
     def draw(key):
         k1, k2, k3 = jax.random.split(key, 3)
         length = ids.shape[1:]
-        other = jax.random.randint(k3, length, random_from, vocab_size)
+        other = jax.random.randint(k3, length, 0, vocab_size - len(no_words))
+        for i in no_words:  # from the n-th word to its id
+            other += other >= i
         return jax.random.uniform(k1, length), jax.random.uniform(k2, length), other
 
     luck, fate, other = jax.vmap(draw)(example_keys(rng, index))
@@ -52,6 +56,8 @@ def mlm(
     rate=0.15,
     mask_id=4,
     keep_ids=(0, 2),
+    special_ids=(0, 1, 2, 3, 4),
+    vocab_size=0,
     max_predictions=0,
     momentum=False,
     alpha=0.0,
@@ -65,6 +71,7 @@ def mlm(
       a: the modality of token ids; context: the modality that its tokens look at; '' for text
         alone.
       rate: share of tokens masked; mask_id, keep_ids: the tokenizer's.
+      special_ids, vocab_size: the tokenizer's; random tokens are its other ids. 0: the tower's.
       max_predictions: largest number of masked tokens an example; 0 for any. A bound saves most of
         the output layer's work, which is then done for that many positions only (BERT's
         max_predictions_per_seq).
@@ -82,12 +89,12 @@ def mlm(
             rng_mask,
             ids,
             index_of(batch, len(ids)),
-            vocab_size=net.model.modalities[a]["vocab_size"],
+            vocab_size=vocab_size or net.model.modalities[a]["vocab_size"],
             mask_id=mask_id,
             keep_ids=keep_ids,
             rate=rate,
             most=max_predictions,
-            random_from=0 if mode == "albef_original" else max(mask_id, *keep_ids) + 1,
+            no_words=() if mode == "albef_original" else special_ids,
         )
     ids, labels = masked
     at, labels = _masked_positions(labels, max_predictions)

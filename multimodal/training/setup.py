@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multimodal import objectives
+from multimodal.data.corrupt import special_ids
 from multimodal.data.transforms import build_transforms
 from multimodal.errors import UserError
 from multimodal.nn.attention import PLATFORMS
@@ -27,6 +28,9 @@ def get_objectives(config, tokenizer):
         raise UserError("config.model.heads 'mlm' needs a mask token, which CLIP's tokenizer lacks")
     if tokenizer is not None:
         known |= {"mask_id": tokenizer.mask, "keep_ids": (tokenizer.pad, tokenizer.cls)}
+        special = special_ids(tokenizer).values()
+        known["special_ids"] = tuple(i for i in special if i is not None)
+        known["vocab_size"] = tokenizer.vocab_size
     return objectives.build(config, known)
 
 
