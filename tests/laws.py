@@ -160,8 +160,9 @@ def worst(a, b):
     exact arithmetic) are compared on that scale.
     """
     a, b = ([np.asarray(x, np.float64) for x in jax.tree.leaves(t)] for t in (a, b))
-    floor = max(np.abs(y).max() for y in b) / 100
-    return max(np.abs(x - y).max() / max(np.abs(y).max(), floor) for x, y in zip(a, b, strict=True))
+    floor = np.max([np.abs(y).max() for y in b]) / 100 or 1.0
+    found = [np.abs(x - y).max() / max(np.abs(y).max(), floor) for x, y in zip(a, b, strict=True)]
+    return np.max(found)  # not Python's max, which passes over what is not a number
 
 
 def finite(tree):

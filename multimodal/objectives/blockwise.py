@@ -243,7 +243,9 @@ def _sigmoid_backward(axes, block, saved, cotangents):
             grads, dbias = carry
             z, jj, vv = gather(axes, z, j, v)
             product = dot(x, z, 1, 1)
-            w = jax.nn.sigmoid(scale * product + bias) - (ids[:, None] == jj[None])
+            logits, same = scale * product + bias, ids[:, None] == jj[None]
+            # sigmoid(z) - 1 would lose the digits of what a confident positive has left.
+            w = jnp.where(same, -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits))
             w = jnp.where(valid[:, None] & vv[None], w * (ct / n), 0)
             grads, dy = tile_gradient(axes, x, z, w, product, *grads)
             return (grads, dbias + w.sum()), dy

@@ -38,7 +38,7 @@ def softmax_rows(x, taught, columns, queue, ids, valid, scale, alpha=0.0, frozen
     if queue is not None and batch_axes(len(q)) != axes:
         axes = ()
     rows = (x, taught if soft else x, ids, valid)
-    alpha = jnp.asarray(alpha if soft else 0.0, x.dtype)
+    alpha = jnp.asarray(alpha if soft else 0.0, bw.sum_dtype(x))
     settings = (axes, bw.block_of(block, size), soft, frozen)
     return _loss(settings, rows, groups, scale, alpha)
 

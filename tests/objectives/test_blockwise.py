@@ -62,10 +62,11 @@ def graded(fn, x, y, ids, valid, *scalars, block=0):
 def worst(found, wanted):
     """Largest error relative to the largest entry of each array, at least 1e-3."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-    return max(
+    errors = [
         np.abs(np.asarray(f) - np.asarray(w)).max() / max(np.abs(np.asarray(w)).max(), 1e-3)
         for f, w in pairs
-    )
+    ]
+    return np.max(errors)  # not Python's max, which passes over what is not a number
 
 
 @pytest.mark.parametrize("dtype", LIMIT)
@@ -163,3 +164,18 @@ def test_blocks_hold_less():
 
     assert temp(plain_pairs) > 2 * n * n * 4
     assert temp(softmax_pairs) < n * n
+
+
+@pytest.mark.parametrize("logit", [8.0, 18.0])
+def test_sigmoid_of_a_confident_positive_keeps_its_digits(logit):
+    x, one = jnp.ones((1, 1)), jnp.ones(1, bool)
+    given = (x, x, jnp.zeros(1, jnp.int32), one, jnp.float32(1.0), jnp.float32(logit - 1))
+    *_, grads = graded(sigmoid_pairs, *given)
+    np.testing.assert_allclose(grads[-1], -1 / (1 + np.exp(np.float64(logit))), rtol=1e-6)
+
+
+def test_soft_targets_of_bfloat16_features_are_mixed_in_float32():
+    (x, y, tx, ty), ids, valid = features(dtype=jnp.bfloat16)
+    given = (x, tx, (y, ty), None, ids, valid, jnp.float32(20.0))
+    plain, ours = (jax.jit(fn)(*given, alpha=0.4) for fn in (c.plain_rows, softmax_rows))
+    np.testing.assert_allclose(ours, plain, rtol=1e-6)
