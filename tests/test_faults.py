@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from multimodal.config import load_config
+from multimodal.training.optim import learning_rate
 from tests import processes
 
 STEPS = 60
@@ -63,8 +65,12 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(tmp_path):
     args = ("--config", "tests/faulty.py", "--config.steps=6", "--config.save_every=1")
     workdir = processes.finished(tmp_path, *args, "--config.log_every=1", "--config.keep=6")
     states = [processes.fingerprints(workdir, step) for step in range(1, 7)]
-    counts = [m["train/skipped"] for m in processes.metrics(workdir) if "train/skipped" in m]
+    rows = [m for m in processes.metrics(workdir) if "train/skipped" in m]
+    counts = [m["train/skipped"] for m in rows]
     assert len(counts) == 6 and counts[-1] == 3
+    updates = [n - c for n, c in enumerate([0, *counts[:-1]])]  # before each step
+    rate = learning_rate(load_config("tests/faulty.py", ["steps=6"]))
+    assert [m["train/lr"] for m in rows] == pytest.approx([float(rate(n)) for n in updates])
     for before, after, was, skipped in zip(states, states[1:], counts, counts[1:]):
         moved = {k.partition("/")[0] for k in after if after[k] != before[k]}
         assert moved == ({"step", "health"} if skipped > was else moved | {"params", "opt", "ema"})

@@ -118,6 +118,11 @@ def contrastive(
         seen = [stop(out["teacher"][m].embed) for m in (a, b)]
         taught = dict(zip((a, b), as_products(products, *seen)))
         if net.queue is not None:
+            if missing := [m for m in (a, b) if m not in net.queue]:
+                raise UserError(
+                    f"config.queue.modalities lacks {missing[0]!r}, whose embeddings a contrastive "
+                    f"objective compares: make it {(a, b)!r}, or queue.size 0"
+                )
             q_ids = net.queue["id"]
             filled = (q_ids != EMPTY) | (mode == "albef_original")
             q_ids = q_ids if positives == "id" else jnp.full_like(q_ids, EMPTY)

@@ -198,7 +198,9 @@ class Run:
         self.advice.look(row)
         self.goodput.waited(clock.taken())
         row = {k: float(v) for k, v in jax.device_get(metrics).items()} | row
-        row["train/lr"] = float(self.lr(step - 1))
+        # Its schedule counts updates: a step that was skipped is none, and would have had the next.
+        missed = row["train/skipped"] - (row["train/skipped_in_row"] > 0)
+        row["train/lr"] = float(self.lr(int(step - 1 - missed)))
         row |= self.startup.row(last=step == self.config.steps) | self.goodput.row()
         self.watch.look(step, row)
         warn_of_collapse(step, row)

@@ -52,6 +52,12 @@ def check_groups(config):
             f"config.local_groups is {groups}: give 1, or what divides batch_size "
             f"{config.batch_size}"
         )
+    size, k = config.batch_size // groups, config.micro_batches
+    if groups > 1 and k > 1 and size % k:
+        raise UserError(
+            f"config.local_groups {groups} makes parts of {size} examples, which micro_batches {k} "
+            "does not divide: change either"
+        )
     if groups > 1 and config.mode != "albef_original":
         raise UserError(
             "config.local_groups hides most negatives from each other, as the original does: it "

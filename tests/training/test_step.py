@@ -5,7 +5,9 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from multimodal.errors import UserError
 from multimodal.objectives.queue import EMPTY, empty_queue, enqueue
 from multimodal.training.sharding import batch_sharding, make_mesh
 from tests import laws
@@ -72,6 +74,13 @@ def test_empty_slots_are_no_negatives_but_in_the_original_mode():
     assert b.loss(batch) == b.loss(batch, queue=b.state.queue | other)
     original = laws.Bench("contrastive", {"momentum": True}, mode="albef_original")
     assert original.loss(batch) != original.loss(batch, queue=original.state.queue | other)
+
+
+def test_a_queue_without_a_modality_that_is_compared_is_told():
+    queue = {"size": 12, "modalities": ("text",)}
+    b = laws.Bench("contrastive", {"momentum": True}, queue=queue)
+    with pytest.raises(UserError, match="config.queue.modalities lacks 'image'"):
+        b.loss(laws.tiny_batch())
 
 
 def test_positives_by_id_and_by_diagonal():

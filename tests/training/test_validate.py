@@ -57,12 +57,14 @@ CASES = {
     "ema.decay=0.0": "needs a teacher",
     "ema.decay=1.0": "below 1",
     "queue.modalities=('image', 'sound')": "sound",
+    "batch_size=16 local_groups=8 micro_batches=4": "makes parts of 2 examples",
 }
 
 
 def _parts(override):
     """Several overrides stand in one string."""
-    return override.split() if override.startswith("model.embed_dim") else [override]
+    several = override.startswith(("model.embed_dim", "batch_size"))
+    return override.split() if several else [override]
 
 
 @pytest.mark.parametrize("override", CASES)
