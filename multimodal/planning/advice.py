@@ -13,12 +13,12 @@ def candidates(config, target: Target) -> list[dict]:
 
     FSDP costs exchange, remat or micro-batches one more forward pass, both of them two.
     """
-    n, near = target.devices, target.near
+    batch_devices = target.devices // config.mesh.tensor
+    widest = batch_devices // (config.mesh.replica or target.slices)
+    sizes = sorted({8, 16, 64, target.near, widest})  # beyond fast links only as the last resort
     splits = [config.mesh.fsdp]
-    splits += [f for f in (8, 16, 64, near) if f > config.mesh.fsdp and f <= near and n % f == 0]
-    most = config.batch_size // n
-    chunks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k > config.micro_batches and most % k == 0]
-    chunks = [config.micro_batches, *chunks]
+    splits += [f for f in sizes if f > config.mesh.fsdp and f <= widest and widest % f == 0]
+    chunks = _chunks(config.micro_batches, config.batch_size // batch_devices)
     stacks = [f"modalities.{m}" for m, c in config.modalities.items() if "remat" in c]
     stacks += ["model.fusion"] if config.model.fusion.kind != "none" else []
     plain = [s for s in stacks if _at(config, s).remat != "full"]
@@ -33,6 +33,17 @@ def candidates(config, target: Target) -> list[dict]:
             found.append((passes, splits.index(fsdp) + chunks.index(k), change))
     found.sort(key=lambda item: item[:2])
     return [change for _, _, change in found]
+
+
+def _chunks(now, most):
+    """Numbers of micro-batches: this one, and divisors of a device's examples above it, none less
+    than half as large again as the one before.
+    """
+    found = [now]
+    for k in range(now + 1, most + 1):
+        if most % k == 0 and (k >= 1.5 * found[-1] or k == most):
+            found.append(k)
+    return found
 
 
 def changed(config, change: dict):
@@ -59,7 +70,7 @@ def promising(config, target: Target, limit: float, used: float | None):
       activations are scaled; None: as estimated.
     """
     fuses = target.platform == "tpu"
-    now = memory.estimate(config, target.devices, fuses)
+    now = memory.estimate(config, target.devices, fuses, target.slices)
     scale = 1.0
     if used:
         fixed = now.total - now.kinds["activations"]
@@ -70,8 +81,9 @@ def promising(config, target: Target, limit: float, used: float | None):
         key = tuple(sorted((k, v) for k, v in change.items() if "mesh" not in k))
         if key not in known:
             known[key] = memory.activation_bytes(other, target.devices, fuses)
-        state = memory.state_bytes(other, target.devices)
-        total = sum(state.values()) + state["parameters"] + scale * known[key]
+        state = memory.state_bytes(other, target.devices, target.slices)
+        gradients = 0 if config.init.freeze else state["parameters"]
+        total = sum(state.values()) + gradients + scale * known[key]
         if total <= MARGIN * limit:
             yield change, total
 

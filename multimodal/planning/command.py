@@ -7,7 +7,7 @@ from multimodal.planning.report import render
 
 def plan(config, args):
     """Plan a config for args.plan. Raises UserError for bad arguments."""
-    if not args.plan_examples.isdigit():
+    if not (args.plan_examples.isascii() and args.plan_examples.isdigit()):
         raise UserError(f"--plan_examples: {args.plan_examples!r} is no number of examples")
     made = make_plan(
         config, args.plan, int(args.plan_examples), memory_alone=bool(args.plan_memory)

@@ -17,6 +17,7 @@ class Collective:
     Attributes:
       kind: one of COLLECTIVES, or 'between slices'; group: devices that take part in one.
       bytes: what each device sends in a step, by a ring; count: how often in a step.
+      stride: how far apart the devices of a group are, in the order of all.
       beside: cycles of the operations that run in a step while these exchanges are under way; 0
         where the program waits for them.
     """
@@ -26,6 +27,7 @@ class Collective:
     bytes: float
     count: int
     beside: float = 0.0
+    stride: int = 1
 
 
 def merged(found: list[Collective]) -> list[Collective]:

@@ -1,14 +1,16 @@
 """The plan of a run on machines that need not be there: does it fit, how fast is it, what binds?"""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 
 import jax
 
 from multimodal.errors import UserError
+from multimodal.nn.attention import PLATFORMS
+from multimodal.paths import must_be_local
 from multimodal.planning import advice, memory, predict
 from multimodal.planning.compiling import compile_for, require_libtpu
 from multimodal.planning.cost import cost_of
@@ -44,6 +46,7 @@ def make_plan(
         require_libtpu()
     jax.config.update("jax_platforms", "cpu")  # shapes only: leave this machine's devices alone
     validate(config)
+    _check_kernel(config.model.attention_kernel, target)
     mesh = abstract_mesh(target.devices, target.slices, **axes_of(config))
     check_batch(config.batch_size, mesh, config.micro_batches)
     plan = _facts(config, target, mesh)
@@ -56,6 +59,16 @@ def make_plan(
     return plan | _rates(config, plan, examples or _count_examples(config))
 
 
+def _check_kernel(kernel, target):
+    """Raise UserError where the target cannot run the attention kernel that the config names."""
+    wanted = PLATFORMS.get(kernel, target.platform)
+    if wanted != target.platform:
+        raise UserError(
+            f"config.model.attention_kernel {kernel!r} runs on a {wanted}, the target is "
+            f"{target.name}: leave it 'auto'"
+        )
+
+
 def _facts(config, target: Target, mesh) -> dict:
     """What is known before anything is compiled."""
     model = flops.of_step(config)
@@ -66,7 +79,7 @@ def _facts(config, target: Target, mesh) -> dict:
         "mesh": dict(mesh.shape),
         "micro_batches": config.micro_batches,
         "flops": {"step": model, "sample": model / config.batch_size},
-        "state": memory.state_bytes(config, target.devices),
+        "state": memory.state_bytes(config, target.devices, target.slices),
     }
 
 
@@ -164,20 +177,20 @@ def formula_plan(config, target: Target, plan: dict) -> dict:
         network = None
     else:
         limit = target.chip.hbm
-        whole = memory.state_bytes(_unsharded(config), 1)["parameters"]
+        gathered = advice.changed(config, {"mesh.data": 1, "mesh.fsdp": 1, "mesh.replica": 1})
+        whole = memory.state_bytes(gathered, config.mesh.tensor)["parameters"]
         exchanges = predict.data_parallel_exchanges(config, target, whole)
         network = predict.network_seconds(target, exchanges)
-    # Read and write each byte once: parameters, moments, gradients and activations.
-    hbm = 2 * (sizes.total - sizes.kinds["batch"])
+    # Read and write each byte once: parameters, moments, gradients and activations; parameters and
+    # activations in each micro-batch.
+    again = config.micro_batches - 1
+    more = again * (sizes.kinds["parameters"] + sizes.kinds["activations"])
+    hbm = 2 * (sizes.total - sizes.kinds["batch"] + more)
     bound = predict.roofline(target, plan["flops"]["step"], hbm, network)
     why = "by formula there is only a bound: no compiler was asked"
     memory_part = {"kinds": sizes.kinds, "total": sizes.total, "limit": limit}
     out = {"fits": sizes.total <= advice.MARGIN * limit, "memory": memory_part}
     return out | _time(target, plan, bound, None, why)
-
-
-def _unsharded(config):
-    return advice.changed(config, {"mesh.data": 1, "mesh.fsdp": 1})
 
 
 def _time(target: Target, plan, bound, predicted, why) -> dict:
@@ -212,7 +225,7 @@ def _count_examples(config) -> int:
         from multimodal.training.inputs import get_source
 
         return len(get_source(config, config.data.train_split))
-    except (UserError, OSError, ImportError):
+    except Exception:  # whatever a source raises: the plan does not need it
         return 0
 
 
@@ -228,7 +241,10 @@ def find_advice(config, target: Target, plan) -> dict:
             return found | {"checked": False}
         if tries == TRIES:
             break
-        result = compile_for(advice.changed(config, change), target, memory_alone=True)
+        try:
+            result = compile_for(advice.changed(config, change), target, memory_alone=True)
+        except UserError:  # the compiler gave up on this one
+            continue
         if result["status"] == "ok":  # a compiler that writes down no layout of memory
             total = _compiled_memory(plan["state"], result["memory"])[1]
             return found | {"total": total, "checked": True}
@@ -239,14 +255,14 @@ def find_advice(config, target: Target, plan) -> dict:
 
 def write_plan(plan: dict, path):
     """Write a plan as JSON, at no moment half of it. Raises UserError where it cannot."""
+    must_be_local(path, "--plan_json")
     path = pathlib.Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(plan, file, indent=1)
-            file.write("\n")
-        os.replace(file.name, path)
+        part.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
     except OSError as e:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(f"--plan_json: cannot write {path}: {e.strerror}") from None

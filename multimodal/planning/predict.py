@@ -64,30 +64,35 @@ def _seconds(target, exchange):
     if exchange.kind == "collective-permute":
         return exchange.bytes / (chip.link / chip.per_chip)
     near = torus_bandwidth(chip, target.shape, exchange.group)
-    if exchange.group <= target.near:
+    if exchange.group * exchange.stride <= target.near:
         return exchange.bytes / near
-    # A ring through all machines: the slower of the links, and of a machine's share of the network.
-    between = chip.network * (1 if chip.is_tpu else target.near)
+    # A ring through all machines: the slower of the links, and of its members' share of a machine's
+    # network.
+    members = max(1, target.near // exchange.stride)
+    between = chip.network * (1 if chip.is_tpu else members)
+    if members == 1:
+        return exchange.bytes / between
     return exchange.bytes / min(near, between)
 
 
 def data_parallel_exchanges(config, target: Target, parameter_bytes: float) -> list[Collective]:
     """What a step must exchange at the least, by formula: gradients, and parameters under FSDP.
 
-    parameter_bytes: of the whole model, float32.
+    parameter_bytes: of the whole model, float32, or of what mesh.tensor leaves of it on a device.
     """
-    fsdp, n = config.mesh.fsdp, target.devices
-    data = n // fsdp
+    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+    data = target.devices // (fsdp * tensor)
     found = []
     if fsdp > 1:
         share = parameter_bytes * (fsdp - 1) / fsdp
         found += [
-            Collective("all-gather", fsdp, 2 * share, 2),  # forward and backward
-            Collective("reduce-scatter", fsdp, share, 1),
+            # forward and backward, of each micro-batch
+            Collective("all-gather", fsdp, 2 * share * config.micro_batches, 2, stride=tensor),
+            Collective("reduce-scatter", fsdp, share, 1, stride=tensor),
         ]
     if data > 1:
         size = 2 * parameter_bytes / fsdp * (data - 1) / data
-        found.append(Collective("all-reduce", n if fsdp == 1 else data, size, 1))
+        found.append(Collective("all-reduce", data, size, 1, stride=fsdp * tensor))
     return found
 
 

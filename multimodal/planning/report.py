@@ -11,10 +11,11 @@ def render(plan: dict) -> str:
 
 def _head(plan):
     mesh, n = plan["mesh"], plan["devices"]
+    rare = [f"{axis} {mesh[axis]}" for axis in ("replica", "tensor") if mesh.get(axis, 1) > 1]
+    sizes = " x ".join([*rare, f"data {mesh['data']}", f"fsdp {mesh['fsdp']}"])
     yield (
-        f"{plan['target']}: {n:,} device{'s' if n != 1 else ''}, mesh data {mesh['data']} x fsdp "
-        f"{mesh['fsdp']}, global batch {plan['batch_size']:,}, micro-batches "
-        f"{plan['micro_batches']}"
+        f"{plan['target']}: {n:,} device{'s' if n != 1 else ''}, mesh {sizes}, global batch "
+        f"{plan['batch_size']:,}, micro-batches {plan['micro_batches']}"
     )
     how = "compiled for it" if "compile_seconds" in plan else "by formula"
     if plan["fits"] is False and plan["target"].startswith("tpu"):

@@ -53,7 +53,7 @@ def parse_target(text: str) -> Target:
     text = text.strip().lower()
     if text == "cpu":
         return Target("cpu", "cpu", None, (1,))
-    match = re.fullmatch(r"(tpu|gpu):([a-z0-9]+):(\d+(?:x\d+)*)(?:@(\d+))?", text)
+    match = re.fullmatch(r"(tpu|gpu):([a-z0-9]+):(\d{1,6}(?:x\d{1,6})*)(?:@(\d{1,6}))?", text, re.A)
     if not match:
         raise UserError(f"--plan: {text!r} is no target; known: {KNOWN}")
     platform, name, shape, slices = match.groups()
@@ -75,7 +75,8 @@ def _check(text, chip, shape, slices):
     """Raise UserError for a shape that the chip does not come in."""
     axes = chip.axes if chip.is_tpu else 2
     if len(shape) != axes or min(shape) < 1 or slices < 1:
-        wanted = f"{axes} axes, each 1 or more" if chip.is_tpu else "hosts x GPUs a host"
+        wanted = f"{axes} axes" if chip.is_tpu else "hosts x GPUs a host"
+        wanted += ", each 1 or more"
         raise UserError(f"--plan: {text!r}: a {chip.name} has {wanted}; known: {KNOWN}")
     if not chip.is_tpu and slices > 1:
         raise UserError(f"--plan: {text!r}: only TPUs have slices; give hosts x GPUs a host")

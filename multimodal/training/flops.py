@@ -1,5 +1,6 @@
 """Model FLOPs of a step, counted from its own operations, and what the devices could do."""
 
+import inspect
 import math
 
 import jax
@@ -7,6 +8,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from multimodal.chips import chip_of
+from multimodal.objectives import OBJECTIVES
 from multimodal.training import setup
 from multimodal.training.sharding import make_mesh
 from multimodal.training.step import make_step
@@ -35,8 +37,9 @@ def of_step(config, batch=None) -> float:
 
 
 def plain(config):
-    """The config without recomputation, and with attention as its formula: kernels make other
-    products of it (rows that examples share), or a call that nothing can be read off.
+    """The config without recomputation, and with attention and losses as their formulas: kernels
+    make other products of them (rows that examples share, blocks that are computed again), or a
+    call that nothing can be read off.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -44,6 +47,9 @@ def plain(config):
         for stack in (*config.modalities.values(), config.model.fusion):
             if "remat" in stack:
                 stack.remat = "none"
+        for name, spec in config.objectives.items():
+            if "kernel" in inspect.signature(OBJECTIVES[spec.get("fn", name)]).parameters:
+                spec.kernel = "plain"
     return config
 
 

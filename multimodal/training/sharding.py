@@ -54,7 +54,12 @@ def mesh_shape(n, slices=1, data=-1, fsdp=1, tensor=1, replica=0) -> tuple[int, 
     """(replica, data, fsdp, tensor) of n devices in so many slices; see make_mesh."""
     replica = replica or slices
     rest = fsdp * tensor * replica
-    if data == -1 and rest > 0 and n % rest == 0:
+    if data == -1 and rest > 0:
+        if n % rest:
+            raise UserError(
+                f"config.mesh: replica x fsdp x tensor = {replica} x {fsdp} x {tensor} = {rest} "
+                f"does not divide {n} device{'s' if n != 1 else ''}; change one of them"
+            )
         data = n // rest
     if min(data, fsdp, tensor, replica) < 1 or data * rest != n:
         raise UserError(
@@ -94,6 +99,44 @@ def path_of(key_path) -> str:
     )
 
 
+def check_rules(rules):
+    """Raise UserError unless config.mesh.rules is ((regex, spec), ...), a spec a tuple with None or
+    one or several axes of the mesh for each axis of an array, none twice.
+    """
+    example = "give (('.*/mlp/up/kernel', (None, 'tensor')),)"
+    if not isinstance(rules, tuple | list):
+        raise UserError(f"config.mesh.rules is {rules!r:.80}: {example}")
+    for rule in rules:
+        where = f"config.mesh.rules: {rule!r:.80}"
+        pair = isinstance(rule, tuple | list) and len(rule) == 2
+        if not pair or not isinstance(rule[0], str) or not isinstance(rule[1], tuple | list):
+            raise UserError(f"{where} is no pair of a pattern and a tuple: {example}")
+        try:
+            re.compile(rule[0])
+        except re.error as e:
+            raise UserError(f"{where}: {rule[0]!r} is no regular expression: {e}") from None
+        axes = [a for part in rule[1] for a in (part if isinstance(part, tuple | list) else [part])]
+        axes = [a for a in axes if a is not None]
+        if wrong := [a for a in axes if a not in MESH_AXES]:
+            raise UserError(f"{where}: no axis {wrong[0]!r}; known: {', '.join(MESH_AXES)}")
+        if len(axes) != len(set(axes)):
+            raise UserError(f"{where} names an axis twice")
+
+
+def _ruled(path, x, mesh, spec):
+    """The sharding that a rule gives an array. Raises UserError where it does not divide it."""
+    sizes = [
+        math.prod(mesh.shape[a] for a in (part if isinstance(part, tuple | list) else [part]))
+        for part in [p or () for p in spec]
+    ]
+    if len(spec) > x.ndim or any(n % s for n, s in zip(x.shape, sizes)):
+        raise UserError(
+            f"config.mesh.rules: {tuple(spec)!r} does not divide {path}, an array of shape "
+            f"{x.shape}, over {sizes} devices"
+        )
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
 def state_shardings(state, mesh, rules=()):
     """A sharding for every array of a pytree: a rule's, else rows over all batch axes (the momentum
     queue), else fsdp over the heads of attention or the largest axis it divides, else replicated.
@@ -108,7 +151,7 @@ def state_shardings(state, mesh, rules=()):
         path = path_of(key_path)
         for pattern, spec in rules:
             if re.fullmatch(pattern, path):
-                return NamedSharding(mesh, PartitionSpec(*spec))
+                return _ruled(path, x, mesh, spec)
         if path.startswith("queue/") and x.ndim and x.shape[0] % rows == 0:
             return batch_sharding(mesh)
         axes = [i for i, n in enumerate(x.shape) if n % fsdp == 0]
@@ -123,7 +166,8 @@ def state_shardings(state, mesh, rules=()):
     paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(state)]
     for pattern, _ in rules:
         if not any(re.fullmatch(pattern, path) for path in paths):
-            raise UserError(f"config.mesh.rules: {pattern!r} matches no array, such as {paths[-1]}")
+            known = next((p for p in paths if p.startswith("params/")), paths[-1])
+            raise UserError(f"config.mesh.rules: {pattern!r} matches no array, such as {known}")
     return placed
 
 

@@ -17,6 +17,7 @@ from multimodal.nn.quantize import TYPES
 from multimodal.registry import nearest
 from multimodal.training.bounds import check_bounds
 from multimodal.training.optim import RULES
+from multimodal.training.sharding import check_rules
 
 POOLS = {"vit": ("class", "mean", "map", "none"), "text": ("class", "eot", "last", "mean", "none")}
 IMITATE = {"discriminator", "decoder", "posterior"}  # of (h_m, z), as long as all features
@@ -31,6 +32,7 @@ def validate(config):
     check_bounds(config)
     one_of("mode", config.mode, RULES)
     check_groups(config)
+    check_rules(config.mesh.rules)
     if not config.modalities:
         raise UserError("config.modalities is empty: give at least one tower")
     if JOINT in config.modalities:
