@@ -37,7 +37,12 @@ def shard_bytes(x) -> int:
 
 
 def activation_bytes(config, devices: int, fuses: bool = False) -> float:
-    """An estimate of what one device keeps from the forward pass for the backward pass.
+    """An estimate of what one device keeps from the forward pass for the backward pass."""
+    return sum(activation_parts(config, devices, fuses))
+
+
+def activation_parts(config, devices: int, fuses: bool = False) -> tuple[float, float]:
+    """(bytes kept between micro-batches, bytes kept within one) of activation_bytes.
 
     It is what the traced program keeps, remat and micro-batches included, and what one layer of the
     largest rematerialised stack keeps while it is computed again. Micro-batches keep what one of
@@ -60,7 +65,7 @@ def activation_bytes(config, devices: int, fuses: bool = False) -> float:
             more = _residual_bytes(config, devices) - kept
             largest = max(largest, more / max(1, stack.get("depth", 1)))
         stack.remat = remat
-    return between + kept + largest
+    return between, kept + largest
 
 
 def _loops(stack):
@@ -110,9 +115,12 @@ def _has_batch(shape, b, k=1):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes on one device by formula: kinds as in state_bytes, gradients and activations."""
+    """Bytes on one device by formula: kinds as in state_bytes, gradients and activations; and those
+    of the activations that each micro-batch has anew.
+    """
 
     kinds: dict[str, float]
+    anew: float
 
     @property
     def total(self):
@@ -125,5 +133,6 @@ def estimate(config, devices: int, fuses: bool = False, slices: int = 1) -> Esti
     kinds = dict(state_bytes(config, devices, slices))
     # A linear probe's are those of classifiers alone.
     kinds["gradients"] = 0 if config.init.freeze else kinds["parameters"]
-    kinds["activations"] = activation_bytes(config, devices, fuses)
-    return Estimate(kinds)
+    between, within = activation_parts(config, devices, fuses)
+    kinds["activations"] = between + within
+    return Estimate(kinds, within)

@@ -183,8 +183,7 @@ def formula_plan(config, target: Target, plan: dict) -> dict:
         network = predict.network_seconds(target, exchanges)
     # Read and write each byte once: parameters, moments, gradients and activations; parameters and
     # activations in each micro-batch.
-    again = config.micro_batches - 1
-    more = again * (sizes.kinds["parameters"] + sizes.kinds["activations"])
+    more = (config.micro_batches - 1) * (sizes.kinds["parameters"] + sizes.anew)
     hbm = 2 * (sizes.total - sizes.kinds["batch"] + more)
     bound = predict.roofline(target, plan["flops"]["step"], hbm, network)
     why = "by formula there is only a bound: no compiler was asked"
