@@ -21,6 +21,11 @@ from multimodal.training.sharding import check_rules
 
 POOLS = {"vit": ("class", "mean", "map", "none"), "text": ("class", "eot", "last", "mean", "none")}
 IMITATE = {"discriminator", "decoder", "posterior"}  # of (h_m, z), as long as all features
+NEEDS = {
+    "vit": ("size", "patch"),
+    "text": ("positions", "max_length", "vocab_size"),
+    "wav2vec2": ("conv_dims", "conv_kernels", "conv_strides", "position_groups"),
+}
 HEADS = ("match", "mlm", "retrieve", "critic", *sorted(IMITATE))
 
 
@@ -98,6 +103,20 @@ def check_block(where, c):
     one_of(f"{where}.norm", c.get("norm", "pre"), ("pre", "post"))
 
 
+def check_wav2vec2(where, c):
+    """The convolutions of a wav2vec2."""
+    dims, kernels, strides = c.conv_dims, c.conv_kernels, c.conv_strides
+    if not len(dims) == len(kernels) == len(strides) > 0 or min(*dims, *kernels, *strides) < 1:
+        raise UserError(
+            f"config.{where}: conv_dims, conv_kernels and conv_strides give one number, 1 or more, "
+            f"for each layer; they are {dims}, {kernels} and {strides}"
+        )
+    if c.position_groups < 1 or c.width % c.position_groups:
+        raise UserError(
+            f"config.{where}.position_groups {c.position_groups} does not divide width {c.width}"
+        )
+
+
 def check_tower(where, c, model):
     """One modality's tower. An encoder by import path answers for itself."""
     if c.encoder not in ENCODERS:
@@ -105,6 +124,14 @@ def check_tower(where, c, model):
             one_of(f"{where}.encoder", c.encoder, ENCODERS)
         return
     check_block(where, c)
+    for key in NEEDS.get(c.encoder, ()):
+        if key not in c:
+            raise UserError(f"config.{where}: the encoder {c.encoder!r} needs {key!r}: set it")
+    if c.encoder == "wav2vec2":
+        check_wav2vec2(where, c)
+    for key in ("patch", "stride"):
+        if c.get(key, ()) != () and min(pair(c[key])) < 1:
+            raise UserError(f"config.{where}.{key} is {c[key]}: give 1 or more")
     one_of(f"{where}.pool", c.get("pool"), POOLS.get(c.encoder, (c.get("pool"),)))
     if c.encoder == "vit" and not all(
         n > 0 and p > 0 and n % p == 0 for n, p in zip(pair(c.size), pair(c.patch))

@@ -131,3 +131,27 @@ def test_the_only_two_modalities_are_those_compared(names, goal):
     assert "a" not in objectives.build(config)[0].kwargs
     with pytest.raises(UserError, match=f"set config.objectives.{goal}.[ab] to one of them"):
         check_objective(objectives.build(config)[0], config)
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        (["modalities.audio.patch=(0,8)"], "modalities.audio.patch is (0, 8): give 1 or more"),
+        (["modalities.audio.stride=(0,1)"], "modalities.audio.stride is (0, 1)"),
+        (["modalities.image.encoder=text"], "the encoder 'text' needs 'positions'"),
+        (["modalities.audio.encoder=vit"], "the encoder 'vit' needs 'size'"),
+        (
+            ["modalities.audio.encoder=wav2vec2", "modalities.audio.position_groups=5"],
+            "position_groups 5 does not divide width",
+        ),
+        (
+            ["modalities.audio.encoder=wav2vec2", "modalities.audio.conv_dims=(8,8)"],
+            "one number, 1 or more, for each layer",
+        ),
+    ],
+)
+def test_bad_towers(overrides, told):
+    validate(load_config("configs/av_digits.py:smoke"))
+    with pytest.raises(UserError) as e:
+        validate(load_config("configs/av_digits.py:smoke", overrides))
+    assert told in str(e.value)
