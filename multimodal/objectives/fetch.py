@@ -67,9 +67,10 @@ def _backward(axes, capacity, index, g):
             parts = jnp.zeros((at.size, *g.shape[1:]), g.dtype)
             parts = parts.at[jnp.where(mine, slot, at.size)].set(g, mode="drop")
             parts = lax.all_to_all(parts, axes, 0, 0, tiled=True)
-            return out.at[at.reshape(-1)].add(parts)
+            return out.at[at.reshape(-1)].add(parts.astype(out.dtype))
 
-        return _rounds(axes, capacity, index, jnp.zeros_like(g), send)
+        sums = jnp.zeros(g.shape, jnp.promote_types(g.dtype, jnp.float32))
+        return _rounds(axes, capacity, index, sums, send).astype(g.dtype)
 
     if not jnp.issubdtype(g.dtype, jnp.inexact):
         return None, None

@@ -54,3 +54,21 @@ def test_no_gather_in_the_program():
         x, at = jax.device_put((tokens().x, jnp.arange(N)[::-1]), batch_sharding(mesh))
         text = jax.jit(lambda x, i: fetch(x, i)).lower(x, at).compile().as_text()
     assert "all-to-all" in text and "all-gather" not in text
+
+
+def test_cotangents_of_bfloat16_are_added_in_float32():
+    """One row that all ask for: added up in bfloat16, 32 numbers lose two digits."""
+    weights = np.random.default_rng(3).random((N, 3, 4))
+    weights = jnp.asarray(weights, jnp.bfloat16)
+    t = tokens()
+    t = t.replace(x=t.x.astype(jnp.bfloat16))
+
+    def value(x, index):
+        return (fetch(t.replace(x=x), index, "all_to_all", capacity=2).x * weights).sum()
+
+    mesh = make_mesh(8, 1)
+    with jax.set_mesh(mesh):
+        x, at = jax.device_put((t.x, jnp.full(N, 31)), batch_sharding(mesh))
+        dx = jax.jit(jax.grad(value))(x, at)
+    wanted = np.asarray(weights, np.float64).sum(0)
+    np.testing.assert_allclose(np.asarray(dx[31], np.float64), wanted, rtol=2**-8)
