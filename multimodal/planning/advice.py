@@ -1,10 +1,12 @@
 """What to change so that a step fits, and whether it then does."""
 
+import functools
 import itertools
 
 from multimodal.planning import memory
 from multimodal.planning.targets import Target
 
+LEAST = 0.7  # of its share of the whole that a micro-batch keeps at the least: spares tracing some
 MARGIN = 0.95  # of the memory; what is estimated should not fill it to the brim
 
 
@@ -75,15 +77,26 @@ def promising(config, target: Target, limit: float, used: float | None):
     if used:
         fixed = now.total - now.kinds["activations"]
         scale = max(0.05, (used - fixed) / max(1.0, now.kinds["activations"]))
-    known = {}  # activations do not depend on fsdp: trace each once
+
+    # Neither do activations depend on the mesh nor the state on what else changes: trace each once.
+    @functools.cache
+    def activations(rest):
+        return memory.activation_bytes(changed(config, dict(rest)), target.devices, fuses)
+
+    @functools.cache
+    def fixed_bytes(mesh):
+        state = memory.state_bytes(changed(config, dict(mesh)), target.devices, target.slices)
+        return sum(state.values()) + (0 if config.init.freeze else state["parameters"])
+
     for change in candidates(config, target):
-        other = changed(config, change)
-        key = tuple(sorted((k, v) for k, v in change.items() if "mesh" not in k))
-        if key not in known:
-            known[key] = memory.activation_bytes(other, target.devices, fuses)
-        state = memory.state_bytes(other, target.devices, target.slices)
-        gradients = 0 if config.init.freeze else state["parameters"]
-        total = sum(state.values()) + gradients + scale * known[key]
+        mesh = tuple(item for item in change.items() if item[0].startswith("mesh."))
+        rest = tuple(item for item in change.items() if item not in mesh)
+        remat = tuple(item for item in rest if item[0] != "micro_batches")
+        share = config.micro_batches / dict(rest).get("micro_batches", config.micro_batches)
+        room = MARGIN * limit - fixed_bytes(mesh)
+        if scale * LEAST * share * activations(remat) > room:
+            continue
+        total = fixed_bytes(mesh) + scale * activations(rest)
         if total <= MARGIN * limit:
             yield change, total
 
