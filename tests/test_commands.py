@@ -111,7 +111,7 @@ BAD = {
     "unknown keyword": (["--config.objectives.itm.wieght=1"], "did you mean weight"),
     "batch and mesh": (["--config.batch_size=17", "--config.micro_batches=2"], "nearest size"),
     "batch and data": (["--config.batch_size=100000"], "batch_size"),
-    "mesh": (["--config.mesh.fsdp=3"], "does not make 1 device;"),
+    "mesh": (["--config.mesh.fsdp=3"], "does not divide 1 device;"),
     "vocabulary": (["--config.modalities.text.vocab_size=100"], "tokenizer has"),
     "optimizer rule": (["--config.optim.rules=(('nope', 1.0, 1.0), ('.*', 1.0, 1.0))"], "nope"),
     "changed config": (["--config.seed=5"], "seed"),
