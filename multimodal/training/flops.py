@@ -7,8 +7,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from multimodal import objectives
 from multimodal.chips import chip_of
-from multimodal.objectives import OBJECTIVES
 from multimodal.training import setup
 from multimodal.training.sharding import make_mesh
 from multimodal.training.step import make_step
@@ -47,9 +47,9 @@ def plain(config):
         for stack in (*config.modalities.values(), config.model.fusion):
             if "remat" in stack:
                 stack.remat = "none"
-        for name, spec in config.objectives.items():
-            if "kernel" in inspect.signature(OBJECTIVES[spec.get("fn", name)]).parameters:
-                spec.kernel = "plain"
+        for goal in objectives.build(config):
+            if "kernel" in inspect.signature(goal.fn).parameters:
+                config.objectives[goal.name].kernel = "plain"
     return config
 
 

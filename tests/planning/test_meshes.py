@@ -106,6 +106,10 @@ def test_model_flops_do_not_depend_on_the_loss_kernel(spec):
     assert len(found) == 1
 
 
+def test_an_objective_of_ones_own_is_planned():
+    assert make_plan(config(spec="tests/faulty.py"), "gpu:h100:1x1", 1)["fits"]
+
+
 def test_the_roofline_counts_every_micro_batch():
     plans = [
         make_plan(config("batch_size=1000", f"micro_batches={k}"), "gpu:h100:1x8", 1)
