@@ -3,8 +3,8 @@
 Plans each case that has no result yet (docs/scaling/CASE.json, so that a killed run goes on), then
 writes docs/scaling.md and its plots from all that there are. A case takes the compiler minutes:
 --models, --targets and --batches choose some, --minutes ends the run after the case under way,
---memory asks for memory alone, which takes a tenth of the time (a later run without it goes on from
-there), and --render plans nothing.
+--memory asks for memory alone, which is sooner known (a later run without it goes on from there),
+and --render plans nothing.
 """
 
 import argparse

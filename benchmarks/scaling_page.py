@@ -30,6 +30,7 @@ micro-batches one more forward pass as well.
 {run} of {all} cases were planned so far, {untimed} of them for memory alone (`not timed`: the
 compiler was ended before it generates code, whose size, up to 1.3 GiB, is not in the memory); `-`
 is one that was not. A case costs the compiler minutes; the same command goes on with the rest.
+Slices without any are left out.
 """
 ERROR = """
 ## How far to trust it

@@ -22,7 +22,7 @@ ARGUMENTS = {
     "profile": ("trace three steps, or START:STOP, into the workdir's profile/", ""),
     "plan": ("tpu:v5e:16x16, gpu:h100:8x8, ...: tell what training there would take; no run", ""),
     "plan_json": ("file for the plan's numbers", ""),
-    "plan_memory": ("tell whether it fits and nothing else, in a tenth of the time", ""),
+    "plan_memory": ("tell whether it fits and nothing else, sooner", ""),
     "plan_examples": ("training examples, for the hours of an epoch; default: the data's", "0"),
 }
 # Who takes which optional ones.

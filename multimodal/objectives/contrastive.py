@@ -70,6 +70,19 @@ def as_products(products, *xs):
     return [x if x is None or products == "float32" else x.astype(products) for x in xs]
 
 
+def _queue_columns(queue, names, positives, products, mode):
+    """({modality: embeddings [Q, d]}, ids [Q], which of them count [Q]) of the momentum queue."""
+    if missing := [m for m in names if m not in queue]:
+        raise UserError(
+            f"config.queue.modalities lacks {missing[0]!r}, whose embeddings a contrastive "
+            f"objective compares: make it {names!r}, or queue.size 0"
+        )
+    ids = queue["id"]
+    filled = (ids != EMPTY) | (mode == "albef_original")
+    ids = ids if positives == "id" else jnp.full_like(ids, EMPTY)
+    return {m: as_products(products, queue[m])[0] for m in names}, ids, filled
+
+
 @register("contrastive")
 def contrastive(
     net,
@@ -118,15 +131,7 @@ def contrastive(
         seen = [stop(out["teacher"][m].embed) for m in (a, b)]
         taught = dict(zip((a, b), as_products(products, *seen)))
         if net.queue is not None:
-            if missing := [m for m in (a, b) if m not in net.queue]:
-                raise UserError(
-                    f"config.queue.modalities lacks {missing[0]!r}, whose embeddings a contrastive "
-                    f"objective compares: make it {(a, b)!r}, or queue.size 0"
-                )
-            q_ids = net.queue["id"]
-            filled = (q_ids != EMPTY) | (mode == "albef_original")
-            q_ids = q_ids if positives == "id" else jnp.full_like(q_ids, EMPTY)
-            queue = {m: as_products(products, net.queue[m])[0] for m in (a, b)}, q_ids, filled
+            queue = _queue_columns(net.queue, (a, b), positives, products, mode)
     frozen = momentum and columns == "teacher"
     blocks = use_blocks(kernel, student[a], len(ids) + (len(queue[1]) if queue else 0))
     if blocks and not momentum:

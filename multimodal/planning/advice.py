@@ -78,7 +78,7 @@ def promising(config, target: Target, limit: float, used: float | None):
         fixed = now.total - now.kinds["activations"]
         scale = max(0.05, (used - fixed) / max(1.0, now.kinds["activations"]))
 
-    # Neither do activations depend on the mesh nor the state on what else changes: trace each once.
+    # Activations do not depend on the mesh, and the state on nothing else: each is traced once.
     @functools.cache
     def activations(rest):
         return memory.activation_bytes(changed(config, dict(rest)), target.devices, fuses)

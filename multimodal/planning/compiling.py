@@ -59,7 +59,7 @@ def compile_for(config, target, folder=None, memory_alone=False) -> dict:
 
     Args:
       folder: where step.hlo is kept; None keeps it nowhere.
-      memory_alone: end the compiler before it generates code, in a tenth of the time.
+      memory_alone: end the compiler before it generates code, most of its work.
     Returns: {'status': 'ok', 'memory': bytes a device by XLA's names, 'seconds', 'hlo': text or
       '', 'why': why there is no text}, of memory alone {'status': 'laid out', 'total': bytes
       without the program's code, 'seconds'}; or {'status': 'oom'} and, where the compiler tells,

@@ -129,7 +129,7 @@ class Estimate:
 
 
 def estimate(config, devices: int, fuses: bool = False, slices: int = 1) -> Estimate:
-    """The memory of a step by formula, without a compiler; fuses: see activation_bytes."""
+    """The memory of a step by formula, without a compiler; fuses: see activation_parts."""
     kinds = dict(state_bytes(config, devices, slices))
     # A linear probe's are those of classifiers alone.
     kinds["gradients"] = 0 if config.init.freeze else kinds["parameters"]
