@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +12,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def environment(devices=1):
-    """The tests' environment (compile cache, CPU), with so many virtual devices."""
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    """The tests' environment (compile cache, CPU, quick to compile), with so many virtual
+    devices.
+    """
+    count = "--xla_force_host_platform_device_count"
+    flags = re.sub(rf"{count}=\d+", f"{count}={devices}", os.environ["XLA_FLAGS"])
+    return os.environ | {"XLA_FLAGS": flags}
 
 
 def start(script, *args, devices=1, **kwargs):

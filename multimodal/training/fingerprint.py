@@ -1,5 +1,7 @@
 """One integer an array, by which a damaged or diverged one is known: exact on any mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -15,10 +17,11 @@ def fingerprints(tree) -> dict[str, int]:
     sum(bits x odd weight(index)) mod 2^32: any change within one element changes it, and integer
     sums do not depend on their order, so that every mesh finds the same.
     """
-    found = jax.device_get(jax.jit(lambda t: jax.tree.map(fingerprint, t))(tree))
+    found = jax.device_get(jax.tree.map(fingerprint, tree))
     return {path_of(p): int(v) for p, v in jax.tree_util.tree_leaves_with_path(found)}
 
 
+@jax.jit  # a program for each kind of array: one of all takes many times as long to compile
 def fingerprint(x):
     """uint32 scalar of an array; see fingerprints."""
     words = _words(x)
@@ -48,19 +51,18 @@ def diverged(tree) -> list[str]:
     Each device computes the fingerprint of what it holds; devices that should hold the same compare
     them. Finds what a broken chip has changed (silent data corruption).
     """
-    paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    leaves = jax.tree.leaves(tree)
-    mesh = leaves[0].sharding.mesh
-    specs = [x.sharding.spec for x in leaves]
+    compare = jax.tree.map(lambda x: _comparison(x.sharding.mesh, x.sharding.spec)(x), tree)
+    found = jax.tree_util.tree_leaves_with_path(jax.device_get(compare))
+    return [path_of(p) for p, bad in found if bad]
 
-    def differ(*parts):
-        return jnp.stack([_differ(x, s, mesh) for x, s in zip(parts, specs, strict=True)])
 
-    compare = jax.shard_map(
-        differ, mesh=mesh, in_specs=tuple(specs), out_specs=PartitionSpec(), check_vma=False
+@functools.cache
+def _comparison(mesh, spec):
+    """The program that compares the copies of an array that lies so on a mesh; see _differ."""
+    differ = functools.partial(_differ, spec=spec, mesh=mesh)
+    return jax.jit(
+        jax.shard_map(differ, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False)
     )
-    found = jax.device_get(jax.jit(compare)(*leaves))
-    return [p for p, bad in zip(paths, found, strict=True) if bad]
 
 
 def _differ(part, spec, mesh):

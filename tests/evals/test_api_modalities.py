@@ -16,6 +16,7 @@ from multimodal.data.video_codec import decode_video
 from multimodal.errors import UserError
 from multimodal.evals.run import run_evals
 from multimodal.nn.model import Net, build_model
+from tests import laws
 
 SIZES = dict(width=16, heads=2, mlp_dim=32, depth=1)
 
@@ -40,7 +41,7 @@ def loaded():
     model = build_model(ConfigDict(c.to_dict()))
     net = api.Loaded(c, Net(model, None), tokenizer, 1, {})
     batch = {m: t.empty()[None].repeat(2, 0) for m, t in net.transforms.items()}
-    params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0), batch)["params"])
+    params = jax.tree.map(np.asarray, laws.initial(model, batch))
     return api.Loaded(c, Net(model, params), tokenizer, 1, params)
 
 

@@ -87,7 +87,7 @@ def config(stage, operator, modalities=("image", "text"), **fusion):
 def built(stage, operator, modalities=("image", "text"), **fusion):
     """(h_m of a batch, the Net, its number of parameters); parameters larger than at the start."""
     model = build_model(config(stage, operator, modalities, **fusion))
-    params = jax.jit(model.init)(jax.random.key(0), batch(modalities))["params"]
+    params = laws.initial(model, batch(modalities))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params)
     net = Net(model, params)
@@ -194,7 +194,7 @@ def test_scan_and_remat_change_nothing(fusion):
         return (h**3).sum()
 
     plain = build()
-    params = jax.jit(plain.model.init)(jax.random.key(0), batch())["params"]
+    params = laws.initial(plain.model, batch())
     name = "attend" if fusion["operator"] == "attention" else "bottleneck"
     fuser = dict(params["fuser"])
     layers = [fuser.pop(f"{name}_{i}") for i in range(2)]

@@ -28,7 +28,7 @@ from tests import laws
 def make(c):
     """(model, initial parameters) of a tiny config."""
     model = build_model(c)
-    return model, jax.jit(model.init)(jax.random.key(3), laws.tiny_batch())["params"]
+    return model, laws.initial(model, laws.tiny_batch(), seed=3)
 
 
 @pytest.fixture(scope="module")
