@@ -27,10 +27,12 @@ micro-batches as fit (k), and the first of these that then does, for ALBEF of th
 MFU counts model FLOPs only (`multimodal/training/flops.py`): `full` executes 4/3 of them, and
 micro-batches one more forward pass as well.
 
-{run} of {all} cases were planned so far, {untimed} of them for memory alone (`not timed`: the
-compiler was ended before it generates code, whose size, up to 1.3 GiB, is not in the memory); `-`
-is one that was not. A case costs the compiler minutes; the same command goes on with the rest.
-Slices without any are left out.
+{run} of {all} cases were planned so far, {untimed} of them for memory alone: the compiler was
+ended before it generates code, whose size, up to 1.3 GiB, is not in the memory. Their speed (`~`)
+is not the compiler's: it is the MFU of the timed case of the same model, slice and setting with the
+nearest batch, less what micro-batches compute again; `not timed` has none such. Where both are
+known the rule gives: {checked}. `-` is a case that was not planned. One costs the compiler minutes;
+the same command goes on with the rest. Slices without any are left out.
 """
 ERROR = """
 ## How far to trust it
@@ -68,12 +70,13 @@ def write_page(folder, models, targets, batches):
     rows = {(m, t, b): found.get(key(m, t, b)) for m in models for t in targets for b in batches}
     run = sum(r is not None for r in rows.values())
     memory_alone = sum(r is not None and untimed(r) for r in rows.values())
-    parts = [HEAD.format(run=run, all=len(rows), untimed=memory_alone)]
+    checked = ", ".join(checks(rows)) or "nothing yet"
+    parts = [HEAD.format(run=run, all=len(rows), untimed=memory_alone, checked=checked)]
     for target in [t for t in targets if any(rows[m, t, b] for m in models for b in batches)]:
         parts.append(f"\n## {target.removeprefix('tpu:')}\n")
         parts += [table(rows, models, target, batches)]
         if plot(rows, models, target, batches, folder / f"{slug(target)}.png"):
-            parts.append(f"\n![samples a second](scaling/{slug(target)}.png)\n")
+            parts.append(f"\n![samples a second](scaling/{slug(target)}.png)\n\nHollow: `~`.\n")
     notes = pathlib.Path(__file__).with_name("scaling_notes.md")
     parts.append("\n" + notes.read_text(encoding="utf-8"))
     parts.append(ERROR.format(gpus="\n".join(gpu_rows())))
@@ -98,13 +101,48 @@ def table(rows, models, target, batches):
     lines = ["| model | " + " | ".join(f"{b:,}" for b in batches) + " |"]
     lines += ["| --- |" + " --- |" * len(batches)]
     for m in models:
-        cells = [cell(rows[m, target, b]) for b in batches]
+        cells = [cell(rows[m, target, b], scaled(rows, (m, target, b))) for b in batches]
         lines.append(f"| {m} | " + " | ".join(cells) + " |")
     lines.append("\nMFU, samples/s, memory of a chip, micro-batches (k), setting.")
     return "\n".join(lines)
 
 
-def cell(r):
+def scaled(rows, case):
+    """What a planned case would reach going by the timed one of its model, slice and setting whose
+    batch is nearest, as {mfu, samples_per_s}; None: there is no such case, or it does not fit.
+    """
+    model, target, batch = case
+    r = rows[case]
+    if r is None or not r["fits"]:
+        return None
+    known = [
+        (max(b, batch) / min(b, batch), x)
+        for (m, t, b), x in rows.items()
+        if (m, t) == (model, target) and b != batch and x and x.get("mfu")
+    ]
+    known = [(ratio, x) for ratio, x in known if x["setting"] == r["setting"]]
+    if not known:
+        return None
+    other = min(known, key=lambda pair: pair[0])[1]
+    share = executed(other) / executed(r)
+    return {k: other[k] * share for k in ("mfu", "samples_per_s")}
+
+
+def executed(r):
+    """Operations that a step executes, in forward passes: three, and those computed again."""
+    return 3 + (r["setting"] == "full") + (r["micro_batches"] > 1)
+
+
+def checks(rows):
+    """What `scaled` says of each case that is timed as well."""
+    for (m, t, b), r in rows.items():
+        found = r and r.get("mfu") and scaled(rows, (m, t, b))
+        if found:
+            name = f"{m} on {t.removeprefix('tpu:')} at {b:,}"
+            yield f"{name} {found['mfu']:.1%} for {r['mfu']:.1%}"
+
+
+def cell(r, guess=None):
     if r is None:
         return "-"
     if not r["fits"]:
@@ -113,6 +151,8 @@ def cell(r):
     size = f"{r['memory']['total'] / GIB:.1f} GiB, k={r['micro_batches']}, {r['setting']}"
     if r.get("mfu"):
         return f"**{r['mfu']:.1%}**, {r['samples_per_s']:,.0f}/s, {size}"
+    if guess:
+        return f"~{guess['mfu']:.0%}, {guess['samples_per_s']:,.0f}/s, {size}"
     return f"not timed, {size}"
 
 
@@ -124,6 +164,16 @@ def gpu_rows():
         yield f"| {model}, {gpu.upper()} | {rate} | {bound:,.0f} | {rate / bound:.0%} |"
 
 
+def points_of(rows, model, target, batches):
+    """(batch, samples/s, whether timed) of each case of which that is known."""
+    for b in batches:
+        case = model, target, b
+        timed = bool(rows[case] and rows[case].get("mfu"))
+        found = rows[case] if timed else scaled(rows, case)
+        if found:
+            yield b, found["samples_per_s"], timed
+
+
 def plot(rows, models, target, batches, path):
     """Predicted samples a second over the global batch; False where no model has two points."""
     import matplotlib
@@ -131,16 +181,16 @@ def plot(rows, models, target, batches, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = {}
-    for m in models:
-        points = [(b, rows[m, target, b]) for b in batches]
-        lines[m] = [(b, r["samples_per_s"]) for b, r in points if r and r.get("samples_per_s")]
+    lines = {m: list(points_of(rows, m, target, batches)) for m in models}
     if max(map(len, lines.values())) < 2:
         return False
     figure, axes = plt.subplots(figsize=(6, 3.5))
     for m, points in lines.items():
         if points:
-            axes.plot(*zip(*points), marker="o", label=m)
+            (line,) = axes.plot(*zip(*[p[:2] for p in points]), label=m)
+            for b, rate, timed in points:
+                face = line.get_color() if timed else "white"
+                axes.plot(b, rate, "o", mec=line.get_color(), mfc=face)
     axes.set(xscale="log", yscale="log", xlabel="global batch", ylabel="samples/s (predicted)")
     axes.set_title(target.removeprefix("tpu:"))
     axes.legend()

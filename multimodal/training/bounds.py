@@ -20,13 +20,14 @@ BOUNDS = {
     "1 or more": (
         lambda x: x >= 1,
         (
-            r"steps|batch_size|micro_batches|log_every|save_every|keep|eval\.batch_size",
+            r"steps|micro_batches|log_every|save_every|keep|eval\.batch_size",
             r"eval\.train_examples|data\.threads|mesh\.heartbeat|tokenizer\.vocab_size",
             r"model\.(embed_dim|critic\.hidden)",
             rf"{_TOWER}(vocab_size|max_length|frames|channels|tubelet|mels|window|hop|fft)",
             rf"{_TOWER}(sample_rate|max_pixels|max_frames)",
         ),
     ),
+    "1 or more, and below 2^31": (lambda x: 1 <= x < 2**31, (r"batch_size",)),
     "0 or more": (
         lambda x: x >= 0,
         (
@@ -35,7 +36,7 @@ BOUNDS = {
             r"optim\.(critic\.)?(lr|weight_decay)|optim\.(clip|eps|critic\.steps)",
             r"model\.(critic\.layers|fusion\.bottleneck)",
             rf"{_STACK}(eps|init_std|layer_scale)",
-            rf"{_TOWER}(temporal_depth|positions|fmin|fmax)",
+            rf"{_TOWER}(temporal_depth|positions|type_embed|fmin|fmax)",
             rf"{_OBJECTIVE}(block|max_predictions|ridge)",
         ),
     ),

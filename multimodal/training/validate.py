@@ -3,6 +3,8 @@
 import inspect
 import math
 
+import jax
+
 from multimodal import objectives
 from multimodal.config import flatten, pair
 from multimodal.errors import UserError
@@ -21,6 +23,10 @@ from multimodal.training.sharding import check_rules
 
 POOLS = {"vit": ("class", "mean", "map", "none"), "text": ("class", "eot", "last", "mean", "none")}
 IMITATE = {"discriminator", "decoder", "posterior"}  # of (h_m, z), as long as all features
+READS = {
+    "vit": "image", "text": "text", "spectrogram": "audio", "whisper": "audio",
+    "wav2vec2": "audio", "video": "video", "frames": "video",
+}  # fmt: skip
 NEEDS = {
     "vit": ("size", "patch"),
     "text": ("positions", "max_length", "vocab_size"),
@@ -127,6 +133,13 @@ def check_tower(where, c, model):
     for key in NEEDS.get(c.encoder, ()):
         if key not in c:
             raise UserError(f"config.{where}: the encoder {c.encoder!r} needs {key!r}: set it")
+    given = c.get("transform")
+    wanted = READS.get(c.encoder, given)
+    if given in READS.values() and given != wanted:
+        raise UserError(
+            f"config.{where}.transform is {given!r}, but the encoder {c.encoder!r} reads "
+            f"what {wanted!r} gives: change either"
+        )
     if c.encoder == "wav2vec2":
         check_wav2vec2(where, c)
     for key in ("patch", "stride"):
@@ -161,6 +174,8 @@ def check_model(config):
     m = config.model
     one_of("model.fusion.kind", m.fusion.kind, ("none", *FUSIONS))
     one_of("model.dtype", m.dtype, ("float32", "bfloat16", "float64"))
+    if m.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise UserError("config.model.dtype 'float64' needs the environment's JAX_ENABLE_X64=1")
     one_of("model.attention_kernel", m.attention_kernel, KERNELS)
     one_of("model.quantize", m.quantize, ("", *TYPES))
     if m.fusion.kind == JOINT:

@@ -81,7 +81,7 @@ def test_gradients_between_hosts_go_over_a_gpus_own_share_of_the_network():
     assert seconds == pytest.approx(plain.bytes / (8 * target.chip.network))
 
 
-@pytest.mark.parametrize("k", [1, 64])
+@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 64])
 def test_micro_batches_keep_what_goes_in_and_out_of_them(k):
     """Within a factor of what XLA allots; without it the estimate was a hundredth."""
     c = config("batch_size=1024", f"micro_batches={k}", spec="configs/emoji.py:smoke")

@@ -13,6 +13,7 @@ from multimodal.training.validate import check_objective, validate
 CASES = {
     "steps=0": "steps is 0",
     "batch_size=-1": "batch_size is -1",
+    "batch_size=2147483648": "below 2^31",
     "mode=original": "did you mean albef_original",
     "modalities.image.encoder=vti": "did you mean vit",
     "modalities.image.heads=5": "does not divide over 5 heads",
@@ -50,6 +51,9 @@ CASES = {
     "objectives.g={'fn':'generator'}": "needs the head 'discriminator'",
     "modalities.image.noise=2.0": "a share from 0 to 1",
     "model.dtype=float8": "dtype",
+    "model.dtype=float64": "JAX_ENABLE_X64=1",
+    "modalities.text.type_embed=-1": "type_embed is -1: give 0 or more",
+    "modalities.image.transform=text": "'vit' reads what 'image' gives",
     "model.temperature.init=5.0": "min <= init <= max",
     "model.temperature.kind=log": "log_scale",
     "objectives.itm.a=imgae": "did you mean image",
