@@ -11,6 +11,10 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+# Towers of one layer: what these runs cost is compiling their step.
+SHALLOW = tuple(f"--config.modalities.{m}.depth=1" for m in ("image", "text"))
+
+
 def environment(devices=1):
     """The tests' environment (compile cache, CPU, quick to compile), with so many virtual
     devices.

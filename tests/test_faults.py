@@ -15,7 +15,7 @@ from tests import processes
 STEPS = 60
 CONFIG = (
     "--config", "configs/emoji.py:smoke", "--config.eval.pictures=0", "--config.save_every=20",
-    f"--config.steps={STEPS}",
+    f"--config.steps={STEPS}", *processes.SHALLOW,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ STEPS = 16
 CONFIG = (
     "--config", "configs/emoji.py:smoke", "--config.mesh.fsdp=2", "--config.eval.pictures=0",
     f"--config.steps={STEPS}", "--config.save_every=4",
+    *processes.SHALLOW,
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ STEPS = 24
 ARGS = (
     "--config", "configs/emoji.py:albef_original,smoke", f"--config.steps={STEPS}",
     "--config.save_every=2", "--config.log_every=4", "--config.eval.pictures=0",
-    "--config.modalities.text.dropout=0.1",
+    "--config.modalities.text.dropout=0.1", *processes.SHALLOW,
 )  # fmt: skip
 
 

@@ -17,8 +17,9 @@ def fingerprints(tree) -> dict[str, int]:
     sum(bits x odd weight(index)) mod 2^32: any change within one element changes it, and integer
     sums do not depend on their order, so that every mesh finds the same.
     """
-    found = jax.device_get(jax.tree.map(fingerprint, tree))
-    return {path_of(p): int(v) for p, v in jax.tree_util.tree_leaves_with_path(found)}
+    # One after the other: programs that exchange between the processes of CPUs at once may each wait
+    # for another.
+    return {path_of(p): int(fingerprint(x)) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 @jax.jit  # a program for each kind of array: one of all takes many times as long to compile
@@ -51,9 +52,8 @@ def diverged(tree) -> list[str]:
     Each device computes the fingerprint of what it holds; devices that should hold the same compare
     them. Finds what a broken chip has changed (silent data corruption).
     """
-    compare = jax.tree.map(lambda x: _comparison(x.sharding.mesh, x.sharding.spec)(x), tree)
-    found = jax.tree_util.tree_leaves_with_path(jax.device_get(compare))
-    return [path_of(p) for p, bad in found if bad]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [path_of(p) for p, x in leaves if _comparison(x.sharding.mesh, x.sharding.spec)(x)]
 
 
 @functools.cache
