@@ -17,8 +17,8 @@ def fingerprints(tree) -> dict[str, int]:
     sum(bits x odd weight(index)) mod 2^32: any change within one element changes it, and integer
     sums do not depend on their order, so that every mesh finds the same.
     """
-    # One after the other: where CPUs' processes exchange for several programs at once, each may wait
-    # for another.
+    # One after the other: where CPUs' processes exchange for several programs at once, each may
+    # wait for another.
     return {path_of(p): int(fingerprint(x)) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
