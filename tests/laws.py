@@ -70,9 +70,7 @@ def tiny_config(name="contrastive", kwargs=None, **changes):
 
 def use_joint(c):
     """Make the model a joint fusion of both modalities with critics and two classifiers."""
-    c.model.fusion.update(kind="joint", stage="hybrid", operator="attention", depth=1)
-    for tower in c.modalities.values():
-        tower.depth = 2  # one apart, one together
+    c.model.fusion.update(kind="joint", stage="late", operator="attention", depth=1)
     c.model.heads = ("retrieve", "critic", "discriminator")
     c.model.critic.update(hidden=16, layers=1, spectral=True)
     one = dict(of="joint", classes=3, target="label", multi=False)

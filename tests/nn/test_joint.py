@@ -75,6 +75,8 @@ def config(stage, operator, modalities=("image", "text"), **fusion):
     c = laws.tiny_config("classification")
     c.model.classifiers = {"one": dict(of="joint", classes=3, target="label", multi=False)}
     c.model.heads = ("retrieve",)
+    for tower in c.modalities.values():
+        tower.depth = 2  # hybrid: one apart, one together
     if "image2" in modalities:
         c.modalities.image2 = common.image_tower(**c.modalities.image.to_dict())
     for m in set(c.modalities) - set(modalities):

@@ -81,10 +81,14 @@ def test_gradients_between_hosts_go_over_a_gpus_own_share_of_the_network():
     assert seconds == pytest.approx(plain.bytes / (8 * target.chip.network))
 
 
-@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 64])
-def test_micro_batches_keep_what_goes_in_and_out_of_them(k):
+EMOJI = pytest.param("configs/emoji.py:smoke", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("spec", ["configs/clip.py:smoke", EMOJI])
+@pytest.mark.parametrize("k", [1, 64])
+def test_micro_batches_keep_what_goes_in_and_out_of_them(spec, k):
     """Within a factor of what XLA allots; without it the estimate was a hundredth."""
-    c = config("batch_size=1024", f"micro_batches={k}", spec="configs/emoji.py:smoke")
+    c = config("batch_size=1024", f"micro_batches={k}", spec=spec)
     found = memory.estimate(c, 1).kinds
     compiled = lower_for(c, jax.devices()[:1]).compile().memory_analysis().temp_size_in_bytes
     assert 0.4 < (found["activations"] + found["gradients"]) / compiled < 2.5
@@ -98,7 +102,7 @@ def test_a_linear_probe_keeps_little():
     assert kinds["gradients"] == 0 and kinds["activations"] < 2 * compiled
 
 
-@pytest.mark.parametrize("spec", ["configs/clip.py:smoke", "configs/emoji.py:smoke"])
+@pytest.mark.parametrize("spec", ["configs/clip.py:smoke", EMOJI])
 def test_model_flops_do_not_depend_on_the_loss_kernel(spec):
     found = {
         flops.of_step(config(f"objectives.contrastive.kernel={k}", spec=spec)) for k in KERNELS
