@@ -94,8 +94,7 @@ def test_smoke_of_alignment_and_adversaries(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["siglip", "albef_original"])
-def test_smoke_of_recipes(variant, tmp_path):
-    spec = f"configs/emoji.py:{variant},smoke"
+def test_smoke_of_siglip(tmp_path):  # albef_original: test_resume.py
+    spec = "configs/emoji.py:siglip,smoke"
     code, _, err = processes.run("train.py", "--config", spec, "--workdir", tmp_path, devices=2)
     assert code == 0, err

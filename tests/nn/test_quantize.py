@@ -40,13 +40,8 @@ def loss(model, params, batch):
     return (out["image"].embed * out["text"].embed).sum() + (fused * pattern).mean()
 
 
-unrolled_and_scanned = pytest.mark.parametrize(
-    "overrides", [pytest.param((), id="unrolled"), pytest.param(SCAN, id="scanned")]
-)
-
-
 @pytest.mark.parametrize(("kind", "short"), [("int8", "i8["), ("fp8", "f8_e4m3fn[")])
-@unrolled_and_scanned
+@pytest.mark.parametrize("overrides", [(), SCAN], ids=["unrolled", "scanned"])
 def test_products_are_of_eight_bits(batch, kind, short, overrides):
     pytest.importorskip("qwix", reason="the extra quantize is not installed")
     exact, small = model_of("", overrides), model_of(kind, overrides)
@@ -57,10 +52,9 @@ def test_products_are_of_eight_bits(batch, kind, short, overrides):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-@unrolled_and_scanned
-def test_values_and_gradients_stay_close(batch, kind, overrides):
+def test_values_and_gradients_stay_close(batch, kind):
     pytest.importorskip("qwix", reason="the extra quantize is not installed")
-    exact, small = model_of("", overrides), model_of(kind, overrides)
+    exact, small = model_of("", SCAN), model_of(kind, SCAN)
     params = laws.initial(exact, batch)
     (value, grad), (value8, grad8) = (
         jax.jit(jax.value_and_grad(lambda p, m=m: loss(m, p, batch)))(params)
