@@ -185,12 +185,11 @@ def plot(rows, models, target, batches, path):
     if max(map(len, lines.values())) < 2:
         return False
     figure, axes = plt.subplots(figsize=(6, 3.5))
-    for m, points in lines.items():
+    for i, (m, points) in enumerate(lines.items()):
         if points:
-            (line,) = axes.plot(*zip(*[p[:2] for p in points]), label=m)
+            axes.plot(*zip(*[p[:2] for p in points]), color=f"C{i}", label=m)
             for b, rate, timed in points:
-                face = line.get_color() if timed else "white"
-                axes.plot(b, rate, "o", mec=line.get_color(), mfc=face)
+                axes.plot(b, rate, "o", color=f"C{i}", mfc=f"C{i}" if timed else "white")
     axes.set(xscale="log", yscale="log", xlabel="global batch", ylabel="samples/s (predicted)")
     axes.set_title(target.removeprefix("tpu:"))
     axes.legend()
