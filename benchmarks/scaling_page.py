@@ -118,9 +118,12 @@ def scaled(rows, case):
     known = [
         (max(b, batch) / min(b, batch), x)
         for (m, t, b), x in rows.items()
-        if (m, t) == (model, target) and b != batch and x and x.get("mfu")
+        if (m, t) == (model, target)
+        and b != batch
+        and x
+        and x.get("mfu")
+        and x["setting"] == r["setting"]
     ]
-    known = [(ratio, x) for ratio, x in known if x["setting"] == r["setting"]]
     if not known:
         return None
     other = min(known, key=lambda pair: pair[0])[1]
@@ -142,7 +145,8 @@ def checks(rows):
             yield f"{name} {found['mfu']:.1%} for {r['mfu']:.1%}"
 
 
-def cell(r, guess=None):
+def cell(r, guess):
+    """What the table says of a case; guess: what `scaled` says of it."""
     if r is None:
         return "-"
     if not r["fits"]:

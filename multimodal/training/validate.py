@@ -23,7 +23,7 @@ from multimodal.training.sharding import check_rules
 
 POOLS = {"vit": ("class", "mean", "map", "none"), "text": ("class", "eot", "last", "mean", "none")}
 IMITATE = {"discriminator", "decoder", "posterior"}  # of (h_m, z), as long as all features
-READS = {
+READS = {  # the transform of ours whose results an encoder takes
     "vit": "image", "text": "text", "spectrogram": "audio", "whisper": "audio",
     "wav2vec2": "audio", "video": "video", "frames": "video",
 }  # fmt: skip
