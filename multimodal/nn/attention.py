@@ -13,10 +13,15 @@ from multimodal.nn.batch import batch_axes, device_count, dropout
 # 'auto' | 'xla' | 'cudnn' (GPU, half precision) | 'flash' (TPU, Pallas) | 'bfloat16' (see rounded)
 KERNELS = ("auto", "xla", "cudnn", "flash", "bfloat16")
 PLATFORMS = {"cudnn": "gpu", "flash": "tpu"}
-# Shorter than this XLA's own fusions win on a TPU (the transposes around the kernel cost more than
-# all of them), and on a GPU there is little to save.
-LONG = 512
+# Shorter than this XLA's own fusions win: on a TPU the transposes around the kernel cost more than
+# all of them.
+LONG = {"tpu": 512, "gpu": 64}
 LANES = 128  # rows and columns of a TPU's tile
+
+
+def is_half(dtype):
+    """Whether a number of this type has 16 bits."""
+    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
 def examples_a_row(x, dtype, kernel) -> int:
@@ -31,7 +36,16 @@ def examples_a_row(x, dtype, kernel) -> int:
     return share if b % (share * device_count(batch_axes(b))) == 0 else 1
 
 
-def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto", length=0):
+def tokens_to_add(length, depth, dtype, kernel) -> int:
+    """How many tokens a stack of self-attention without masks or dropout adds to so many, at the
+    end: 1 where cuDNN attends and they are odd, else 0. It differentiates even lengths only, and
+    queries, keys and values of each layer would be copied. `depth`: of a head.
+    """
+    kernel = best_kernel(dtype, length, length, depth) if kernel == "auto" else kernel
+    return length % 2 if kernel == "cudnn" and is_half(dtype) else 0
+
+
+def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto", length=0, real=0):
     """softmax(q k^T / sqrt(d)) v for q [B, T, H, d], k and v [B, S, H, d], mask [B, S].
 
     Args:
@@ -40,13 +54,14 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
         have no dropout by example, and take their softmax in float32.
       length: rows are several examples of so many tokens, which do not see each other; 0: one.
         For what examples_a_row allows.
+      real: how many of the tokens are not filling that tokens_to_add asked for; 0: all.
     Returns: [B, T, H, d]; of an example without any key something finite.
     """
     formula = q.dtype == jnp.float64 or (rate and keys is not None)
     if kernel == "bfloat16" and not formula:
         t, s = q.shape[1], k.shape[1]
         # Lengths that fill no tiles (196, 77) are slower this way: XLA copies them between layouts.
-        if q.dtype == jnp.bfloat16 and min(t, s) < LONG and not (t % LANES or s % LANES):
+        if q.dtype == jnp.bfloat16 and min(t, s) < LONG["tpu"] and not (t % LANES or s % LANES):
             return rounded(q, k, v, mask, causal, length)
         kernel = "auto"
     if length:
@@ -54,32 +69,52 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
     if formula:
         out = by_formula(q, k, v, mask, causal, rate, keys)
     else:
-        out = by_kernel(q, k, v, mask, causal, kernel)
+        out = by_kernel(q, k, v, mask, causal, kernel, real)
     return checkpoint_name(out, "context")
 
 
-def by_kernel(q, k, v, mask, causal, kernel):
+def by_kernel(q, k, v, mask, causal, kernel, real=0):
     """attend without dropout by 'auto', 'xla', 'cudnn' or 'flash'."""
-    kernel = best_kernel(q, k, mask) if kernel == "auto" else kernel
+    if kernel == "auto":
+        kernel = best_kernel(q.dtype, q.shape[1], k.shape[1], q.shape[-1])
     if kernel == "flash":
         return flash(q, k, v, mask, causal)
-    if mask is not None:
-        mask = mask[:, None, None, :]
-    if kernel == "cudnn" and mask is not None:  # takes a bias of the whole matrix only
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], mask.shape[3]))
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=kernel)
+    if kernel == "cudnn":
+        return cudnn(q, k, v, mask, causal, real)
+    mask = None if mask is None else mask[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
 
 
-def best_kernel(q, k, mask):
-    """The kernel of 'auto' on the default backend."""
-    platform, length = jax.default_backend(), min(q.shape[1], k.shape[1])
-    if length < LONG:
+def best_kernel(dtype, t, s, depth):
+    """The kernel of 'auto' on the default backend for t queries, s keys and heads of `depth`."""
+    platform = jax.default_backend()
+    if platform not in LONG or min(t, s) < LONG[platform]:
         return "xla"
-    even = mask is None or not (q.shape[1] % 2 or k.shape[1] % 2)
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and half and even and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
-        return "cudnn"
-    return "flash" if platform == "tpu" else "xla"
+    if platform == "tpu":
+        return "flash"
+    return "cudnn" if is_half(dtype) and depth % 8 == 0 and depth <= 128 else "xla"
+
+
+def cudnn(q, k, v, mask=None, causal=False, real=0):
+    """attend by cuDNN's kernel for GPUs, which never holds [T, S] but for a mask.
+
+    JAX lets it differentiate even lengths only: odd ones get a token more, which no other sees.
+    """
+    t, s = q.shape[1], k.shape[1]
+    real = real or s
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    attention = partial(
+        jax.nn.dot_product_attention, q, k, v, is_causal=causal, implementation="cudnn"
+    )
+    if mask is not None:  # takes a bias of the whole matrix only
+        mask = jnp.pad(mask, ((0, 0), (0, s % 2)))
+        shape = len(q), 1, q.shape[1], k.shape[1]
+        out = attention(mask=jnp.broadcast_to(mask[:, None, None, :], shape))
+    elif real == k.shape[1] or (causal and t == s):  # what is filled comes last: the past is real
+        out = attention()
+    else:
+        out = attention(key_value_seq_lengths=jnp.full(len(q), real, jnp.int32))
+    return out[:, :t]
 
 
 def by_formula(q, k, v, mask=None, causal=False, rate=0.0, keys=None):

@@ -12,6 +12,7 @@ from multimodal.nn.audio import SpectrogramTransformer, WhisperEncoder
 from multimodal.nn.layers import (
     Stack,
     Tokens,
+    add_positions,
     block_config,
     dropout,
     fold_keys,
@@ -115,7 +116,7 @@ class TextTransformer(nn.Module):
         if mask is None:
             mask = ids != self.pad_id if self.mask_padding else jnp.ones_like(ids, dtype=bool)
         mask = mask.astype(bool) & present[:, None]
-        x = self.token_embed(ids) + positions[: ids.shape[1]].astype(self.dtype)
+        x = add_positions(self.token_embed(ids), positions[: ids.shape[1]])
         if self.type_embed:
             x = x + self.type_embedding[0].astype(x.dtype)
         x = self.norm_embed(x) if self.embed_norm else x

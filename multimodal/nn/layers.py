@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
-from multimodal.nn.attention import attend, examples_a_row
+from multimodal.nn.attention import attend, examples_a_row, is_half, tokens_to_add
 from multimodal.nn.batch import dropout, fold_keys, shard_batch
 
 
@@ -30,14 +31,36 @@ class Tokens(struct.PyTreeNode):
     keys: jax.Array | None = None
 
 
+@jax.custom_vjp
+def add_positions(x, rows):
+    """x [B, T, D] + rows [1, T, D], or [T, D], in x's type.
+
+    On a GPU XLA would sum rows' gradient along an axis that lies next to each other, so lay out x
+    and all that it is added to with the batch last, and transpose that before every product.
+    """
+    return x + rows.astype(x.dtype)
+
+
+def _add_positions(x, rows):
+    return add_positions(x, rows), rows
+
+
+def _add_positions_gradient(rows, g):
+    kept = jax.lax.platform_dependent(g, cuda=in_rows, default=lambda x: x)
+    return g, kept.sum(0).reshape(rows.shape).astype(rows.dtype)
+
+
+add_positions.defvjp(_add_positions, _add_positions_gradient)
+
+
+def in_rows(x):
+    """x with its last axis next to each other in memory, the first one farthest apart."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
 def quick_gelu(x):
     """x sigmoid(1.702 x), the activation of OpenAI's CLIP weights."""
     return x * jax.nn.sigmoid(1.702 * x)
-
-
-def is_half(dtype):
-    """Whether a number of this type has 16 bits."""
-    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
 def gelu(x):
@@ -77,6 +100,7 @@ class BlockConfig:
     layer_scale: float = 0.0  # > 0: branches times a learned vector that starts so (CaiT, DINOv2)
     key_bias: bool = True  # False: keys without bias, which softmax cannot see (Whisper, VideoMAE)
     attention_kernel: str = "auto"  # see nn/attention.py
+    real: int = 0  # tokens that are not filling; 0: all (see attention.tokens_to_add)
 
     @property
     def kernel_init(self):
@@ -111,6 +135,7 @@ class Attention(nn.Module):
     dtype: str = "float32"
     key_bias: bool = True
     attention_kernel: str = "auto"
+    real: int = 0
 
     @nn.compact
     def __call__(self, x, context, mask=None, keys=None):
@@ -130,7 +155,7 @@ class Attention(nn.Module):
         k = checkpoint_name(split(name="key", use_bias=self.key_bias)(context), "key")
         v = checkpoint_name(split(name="value")(context), "value")
         length = shape[1] if share > 1 else 0
-        out = attend(q, k, v, mask, self.causal, self.dropout, keys, kernel, length)
+        out = attend(q, k, v, mask, self.causal, self.dropout, keys, kernel, length, self.real)
         out = nn.DenseGeneral(
             self.width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out"
         )(out)
@@ -150,7 +175,8 @@ class Mlp(nn.Module):
     def __call__(self, x):
         dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         h = checkpoint_name(dense(self.hidden, name="up")(x), "up")
-        return dense(self.width, name="down")(ACTIVATIONS[self.act](h))
+        h = checkpoint_name(ACTIVATIONS[self.act](h), "act")
+        return dense(self.width, name="down")(h)
 
 
 class LayerNorm(nn.Module):
@@ -213,12 +239,13 @@ class Block(nn.Module):
                 fn = partial(lambda f, h, k: f(h, k) * scale, fn)
             keys_in, keys_out = fold_keys(keys, 2 * i), fold_keys(keys, 2 * i + 1)
             if c.norm == "pre":
-                x = x + dropout(fn(norm(x), keys_in), c.dropout, keys_out)
+                h = checkpoint_name(norm(x), "normed")
+                x = x + dropout(fn(h, keys_in), c.dropout, keys_out)
                 return checkpoint_name(x, "residual")
             return norm(x + dropout(fn(x, keys_in), c.dropout, keys_out))
 
         x = shard_batch(x)
-        self_attention = attention(causal=c.causal, name="attention")
+        self_attention = attention(causal=c.causal, real=c.real, name="attention")
         x = branch(x, "attention", 0, lambda h, k: self_attention(h, h, mask, k))
         if c.cross:
             cross_attention = attention(name="cross_attention")
@@ -237,8 +264,8 @@ class Block(nn.Module):
 
 # What can be kept of a block: attention's inputs, its output, the sum after each branch (pre-norm),
 # the MLP's first product. See keeps.
-KEPT = ("query", "key", "value", "context", "residual", "up")
-REMAT = {"full": (), "attention": ("query", "key", "value", "context")}
+KEPT = ("normed", "query", "key", "value", "context", "residual", "up", "act")
+REMAT = {"full": (), "attention": ("query", "key", "value", "context"), "elementwise": KEPT}
 
 POLICIES = {
     "products": jax.checkpoint_policies.dots_saveable,
@@ -254,8 +281,16 @@ def is_remat(value):
 def keeps(remat):
     """The checkpoint policy of a value of `remat` other than 'none'."""
     policies = jax.checkpoint_policies
-    names = policies.save_only_these_names("norm", *REMAT.get(remat, remat.split("+")))
-    return policies.save_from_both_policies(names, POLICIES[remat]) if remat in POLICIES else names
+    names = REMAT.get(remat, remat.split("+"))
+    policy = policies.save_only_these_names("norm", *names)
+    if remat in POLICIES:
+        return policies.save_from_both_policies(policy, POLICIES[remat])
+    return policies.save_from_both_policies(policy, is_cudnn) if "context" in names else policy
+
+
+def is_cudnn(primitive, *_, **__):
+    """Whether this is cuDNN's attention, whose context goes with two numbers a row: a policy."""
+    return primitive.name.startswith("dot_product_attention_fwd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,10 +357,18 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x, keys=None, mask=None, context=None):
-        return repeat(
+        c, length = self.cfg, x.shape[1]
+        drops = keys is not None and (c.dropout or c.attention_dropout)
+        if mask is None and not drops:  # draws depend on the number of tokens
+            extra = tokens_to_add(length, c.width // c.heads, c.dtype, c.attention_kernel)
+            if extra:
+                c = dataclasses.replace(c, real=length)
+                x = jnp.pad(x, ((0, 0), (0, extra), (0, 0)))
+        x = repeat(
             Block,
-            lambda cls, name: cls(self.cfg, name=name),
+            lambda cls, name: cls(c, name=name),
             lambda block, x, i: block(x, fold_keys(keys, i), mask, context),
             x,
             self.layers,
         )
+        return x[:, :length]

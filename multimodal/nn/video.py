@@ -6,7 +6,14 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import check_pool
-from multimodal.nn.layers import Tokens, dropout, fold_keys, layer_norm, shared_fields
+from multimodal.nn.layers import (
+    Tokens,
+    add_positions,
+    dropout,
+    fold_keys,
+    layer_norm,
+    shared_fields,
+)
 from multimodal.nn.vit import PatchTransformer, ViT, normalize
 
 POOLS = ("class", "mean", "none")
@@ -152,7 +159,7 @@ class FrameTransformer(ClipTransformer):
         if self.temporal == "transformer":
             return self.over_time(x, present, fold_keys(keys, 1))
         if self.temporal == "concat":  # tokens that another network can tell apart by time as well
-            x = self._add_positions(x)
+            x = add_positions(x, self.positions(x.shape[1:]))
         mask = jnp.broadcast_to(present[:, None], x.shape[:2])
         pooled = None
         if self.pool != "none":

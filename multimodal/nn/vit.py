@@ -15,6 +15,7 @@ from multimodal.nn.layers import (
     Mlp,
     Stack,
     Tokens,
+    add_positions,
     block_config,
     dropout,
     fold_keys,
@@ -125,7 +126,7 @@ class PatchTransformer(nn.Module):
 
     def transform(self, x, present, keys):
         """Embedded patches [B, N, D] -> (Tokens of special tokens and patches, pooled or None)."""
-        x = self._add_positions(self._add_tokens(x))
+        x = self._add_tokens_and_positions(x)
         x = dropout(x, self.dropout, fold_keys(keys, 0))
         norm = partial(layer_norm, self.eps, self.dtype)
         x = norm("pre_norm")(x) if self.pre_norm else x
@@ -136,24 +137,22 @@ class PatchTransformer(nn.Module):
         tokens = Tokens(x, jnp.broadcast_to(present[:, None], x.shape[:2]), fold_keys(keys, 2))
         return tokens, self._pool(x, final, cfg)
 
-    def _add_tokens(self, x):
-        """Put the special tokens before the patches."""
-        special = []
-        wanted = {
-            "class_token": self.has_class_token(),
-            "distillation_token": self.distillation_token,
-        }
-        for name, there in wanted.items():
-            if there:
-                token = self.param(name, nn.initializers.normal(0.02), (1, 1, x.shape[-1]))
-                special.append(jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1])))
-        return jnp.concatenate([*special, x], axis=1) if special else x
+    def _add_tokens_and_positions(self, x):
+        """Special tokens before the patches, and what tells each where it is."""
+        there = {"class_token": self.has_class_token(), "distillation_token": self.distillation_token}
+        special = [name for name in there if there[name]]
+        x = jnp.pad(x, ((0, 0), (len(special), 0), (0, 0)))
+        rows = self.positions(x.shape[1:])
+        for i, name in enumerate(special):
+            token = self.param(name, nn.initializers.normal(0.02), (1, 1, x.shape[-1]))
+            rows = rows.at[:, i].add(token[:, 0])
+        return add_positions(x, rows)
 
-    def _add_positions(self, x):
+    def positions(self, shape):
+        """[1, *shape] to be added to tokens of so many rows and features."""
         if self.position_embedding == "sinusoid":
-            return x + jnp.asarray(sinusoids(*x.shape[1:]), x.dtype)
-        positions = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
-        return x + positions.astype(x.dtype)
+            return jnp.asarray(sinusoids(*shape))[None]
+        return self.param("pos_embed", nn.initializers.normal(0.02), (1, *shape))
 
     def _pool(self, x, final, cfg):
         if self.pool == "none":
