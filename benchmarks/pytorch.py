@@ -3,6 +3,7 @@
     python -m benchmarks.pytorch [--models albef b32] [--compile]      this machine's CPU, float32
     python -m benchmarks.pytorch --device gpu [--models b16 l14]       one GPU, bfloat16
     python -m benchmarks.pytorch --device gpu --alone                  ours only, without PyTorch
+    ... --device gpu --sides "ours, unrolled" torch.compile            these only, in turns
 
 `albef` is the default job (configs/emoji.py), the others CLIP at its sizes (configs/clip.py:SIZE).
 Processes hold the compiled step and PyTorch's (pytorch_model.py: same weights, batch and
@@ -54,7 +55,7 @@ ENVIRONMENT = {
 }
 # What multimodal/training/cpu_memory.py does for us, for PyTorch.
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
-OURS = ("ours", "ours, unrolled", "ours, cudnn", "ours, unrolled, cudnn")
+OURS = ("ours", "ours, unrolled", "ours, unrolled, xla")
 THEIRS = ("torch", "torch.compile", "torch.compile, autotuned")
 DRAWN = ("itm", "mlm")  # losses that depend on random draws
 
@@ -91,14 +92,17 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, help="steps a turn (a CPU: 2, a GPU: 20)")
     parser.add_argument("--compile", action="store_true", help="a CPU: torch.compile as well")
+    parser.add_argument("--sides", nargs="+", metavar="SIDE", help="a GPU: these settings only")
     parser.add_argument("--alone", action="store_true", help="a GPU: ours only")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on this machine's CPU")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return args
-    if args.alone and args.device == "cpu":
-        parser.error("--alone is for --device gpu")
+    if (args.alone or args.sides) and args.device == "cpu":
+        parser.error("--alone and --sides are for --device gpu")
+    for side in set(args.sides or ()) - {*OURS, *THEIRS}:
+        parser.error(f"--sides {side!r}: there are {', '.join(map(repr, (*OURS, *THEIRS)))}")
     for name in set(args.models or ()) - set(MODELS[args.device]):
         known = ", ".join(MODELS[args.device])
         parser.error(f"--models {name}: on a {args.device} there are {known}")
@@ -198,15 +202,24 @@ def on_gpu(case):
     try:
         times = case.time([ours, theirs], case.args.rounds)
     except SideFailed as e:
+        if alone is None or other is None:
+            raise
         print(f"{case.name}: not in turns ({e or 'see above'}); each by itself:", flush=True)
         times = {ours: alone, theirs: other}
     case.ratios(times, ours, theirs)
 
 
 def fastest(case, sides):
-    """(the side of the fastest turn, its rows), each by itself; what does not run is left out."""
+    """(the side of the fastest turn, its rows), each by itself; what does not run is left out. One
+    that --sides names alone is not timed, and its rows are None.
+    """
+    wanted = [side for side in sides if not case.args.sides or side in case.args.sides]
+    if not wanted:
+        raise SideFailed(f"--sides names none of {', '.join(map(repr, sides))}")
+    if len(wanted) == 1 and not case.args.alone:
+        return wanted[0], None
     found, why = {}, None
-    for side in sides:
+    for side in wanted:
         try:
             found |= case.time([side], 2)
         except SideFailed as e:

@@ -125,7 +125,7 @@ class Text(nn.Module):
         if self.c["pool"] == "class":
             return x, x[:, 0], mask
         end = (ids == self.c["eot_id"]).int().argmax(1)
-        return x, x[torch.arange(len(x)), end], mask
+        return x, x[torch.arange(len(x), device=x.device), end], mask
 
 
 class Fuser(nn.Module):
@@ -194,7 +194,7 @@ def similarity(a, b):
 def clip_loss(model, teacher, batch, alpha):
     """{name: loss} of two towers."""
     *_, a, b = model.encode(batch)
-    logits, labels = model.temperature.exp() * similarity(a, b), torch.arange(len(a))
+    logits, labels = model.temperature.exp() * similarity(a, b), torch.arange(len(a), device=a.device)
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     return {"contrastive": loss}
 
@@ -218,7 +218,7 @@ def albef_loss(model, teacher, batch, alpha):
     neg_a, neg_b = (torch.multinomial(c.softmax(1), 1)[:, 0] for c in (chances.T, chances))
     query, seen = torch.cat([text, text, text[neg_b]]), torch.cat([mask, mask, mask[neg_b]])
     fused = model.fuser(query, seen, torch.cat([image, image[neg_a], image]))
-    labels = torch.arange(3 * len(a)) < len(a)
+    labels = torch.arange(3 * len(a), device=a.device) < len(a)
     itm = F.cross_entropy(model.match_head(fused[:, 0]), labels.long())
 
     ids, at, words, there = masked(batch["text"], model.encoder_text.c["vocab_size"])
@@ -233,10 +233,10 @@ def albef_loss(model, teacher, batch, alpha):
 
 def masked(ids, vocab_size):
     """BERT's masking: (masked ids [B, L], positions [B, P], words there, whether one is masked)."""
-    luck = torch.rand(ids.shape).masked_fill_((ids == PAD) | (ids == CLS), 1.0)
+    luck = torch.rand(ids.shape, device=ids.device).masked_fill_((ids == PAD) | (ids == CLS), 1.0)
     luck, at = luck.topk(MOST, 1, largest=False)
-    words, fate = ids.gather(1, at), torch.rand(at.shape)
-    other = torch.randint(MASK + 1, vocab_size, at.shape)
+    words, fate = ids.gather(1, at), torch.rand(at.shape, device=at.device)
+    other = torch.randint(MASK + 1, vocab_size, at.shape, device=at.device)
     new = torch.where(fate < 0.8, MASK, torch.where(fate < 0.9, other, words))
     there = luck < RATE
     return ids.scatter(1, at, torch.where(there, new, words)), at, words, there
@@ -279,7 +279,7 @@ class Trainer:
     def __init__(self, config, ours, batch, device="cpu", compiled=None):
         self.config, self.model, o = config, Model(config), config["optim"]
         take_weights(self.model, ours)
-        torch.set_default_device(device)
+        self.device = device
         self.model.to(device)
         half = config["model"]["dtype"] == "bfloat16"
         self.cast = torch.autocast(device, torch.bfloat16, enabled=half)
@@ -309,7 +309,9 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.teacher.parameters()), self.params, 1 - self.decay)
         with self.cast:
-            losses = self.loss(self.model, self.teacher, self.batch, torch.tensor(alpha))
+            losses = self.loss(
+                self.model, self.teacher, self.batch, torch.tensor(alpha, device=self.device)
+            )
         sum(losses.values()).backward()
         if self.config["optim"]["clip"]:
             nn.utils.clip_grad_norm_(self.params, self.config["optim"]["clip"])

@@ -67,8 +67,8 @@ class Ours:
         self.config = load_config(what["config"], what["overrides"])
         if "unrolled" in side:
             unroll(self.config)
-        if "cudnn" in side:
-            self.config.model.attention_kernel = "cudnn"
+        if "xla" in side:
+            self.config.model.attention_kernel = "xla"
         mesh = make_mesh(devices=jax.local_devices()[:1])
         batch, tokenizer = first_batch(self.config, mesh)
         goals = setup.get_objectives(self.config, tokenizer)

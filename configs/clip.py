@@ -4,7 +4,7 @@
 `,tiled` is for TPUs: 256 or 64 tokens an image (the mean of the patches instead of a class token;
 256 pixels where patches have 16 or 32), 64 a text, rematerialisation, and attention that rounds its
 logits. `,tiled,unrolled` is faster where there is memory for it: no loop over layers, and the image
-tower keeps what is dear to compute again, the text tower all. With CLIP's
+tower keeps what is dear to compute again, the text tower all. `,unrolled` alone is for GPUs. With CLIP's
 own tokenizer instead of a trained one: --config.tokenizer.kind=clip
 --config.modalities.text.eot_id=49407. The data (tar shards and captions.jsonl) is
 --config.data.kwargs.folder.
@@ -41,6 +41,7 @@ def get_config(arg=""):
         final_norm="pooled",
         proj_bias=False,
         scan=True,
+        remat="elementwise",
         augment="random_resized_crop",
         scale=(0.9, 1.0),
         resize="crop",
@@ -61,6 +62,7 @@ def get_config(arg=""):
         eot_id=3,
         proj_bias=False,
         scan=True,
+        remat="elementwise",
         lower=True,
     )
     c.model.fusion.update(width=text_width, heads=text_heads, mlp_dim=4 * text_width, scan=True)
@@ -78,6 +80,7 @@ def get_config(arg=""):
         c.modalities.text.update(max_length=64, remat="full")
         c.model.attention_kernel = "bfloat16"
     if "unrolled" in words:
-        c.modalities.image.update(unroll=depth, remat="context+residual+up")
-        c.modalities.text.update(unroll=text_depth, remat="none")
+        c.modalities.image.unroll, c.modalities.text.unroll = depth, text_depth
+        if "tiled" in words:
+            c.modalities.image.remat, c.modalities.text.remat = "context+residual+up", "none"
     return common.recipe(c, arg, default="clip", own=(*SIZES, "tiled", "unrolled"))

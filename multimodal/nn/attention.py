@@ -41,8 +41,7 @@ def tokens_to_add(length, depth, dtype, kernel) -> int:
     end: 1 where cuDNN attends and they are odd, else 0. It differentiates even lengths only, and
     queries, keys and values of each layer would be copied. `depth`: of a head.
     """
-    kernel = best_kernel(dtype, length, length, depth) if kernel == "auto" else kernel
-    return length % 2 if kernel == "cudnn" and is_half(dtype) else 0
+    return length % 2 if best_kernel(kernel, dtype, length, length, depth) == "cudnn" else 0
 
 
 def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto", length=0, real=0):
@@ -75,8 +74,7 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
 
 def by_kernel(q, k, v, mask, causal, kernel, real=0):
     """attend without dropout by 'auto', 'xla', 'cudnn' or 'flash'."""
-    if kernel == "auto":
-        kernel = best_kernel(q.dtype, q.shape[1], k.shape[1], q.shape[-1])
+    kernel = best_kernel(kernel, q.dtype, q.shape[1], k.shape[1], q.shape[-1])
     if kernel == "flash":
         return flash(q, k, v, mask, causal)
     if kernel == "cudnn":
@@ -85,8 +83,10 @@ def by_kernel(q, k, v, mask, causal, kernel, real=0):
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
 
 
-def best_kernel(dtype, t, s, depth):
-    """The kernel of 'auto' on the default backend for t queries, s keys and heads of `depth`."""
+def best_kernel(kernel, dtype, t, s, depth):
+    """`kernel`, or what 'auto' takes on the default backend for t queries and s keys of `depth`."""
+    if kernel != "auto":
+        return kernel
     platform = jax.default_backend()
     if platform not in LONG or min(t, s) < LONG[platform]:
         return "xla"

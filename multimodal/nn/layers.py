@@ -1,6 +1,7 @@
 """Transformer building blocks that every encoder, fusion and decoder share."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,13 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from multimodal.nn.attention import attend, examples_a_row, is_half, tokens_to_add
+from multimodal.nn.attention import (
+    attend,
+    best_kernel,
+    examples_a_row,
+    is_half,
+    tokens_to_add,
+)
 from multimodal.nn.batch import dropout, fold_keys, shard_batch
 
 
@@ -121,6 +128,32 @@ def block_config(module, **changes) -> BlockConfig:
     return BlockConfig(**shared_fields(module, BlockConfig) | changes)
 
 
+class Heads(nn.DenseGeneral):
+    """A dense layer [B, T, D] -> [B, T, heads, depth]. Where `flat`, the bias is added before the
+    features are split: only then the product of cuBLAS adds it by itself.
+    """
+
+    flat: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        if not self.flat:
+            return super().__call__(x)
+        shape = x.shape[-1], *self.features
+        width = math.prod(self.features)
+
+        def initial(key, shape, dtype):
+            return self.kernel_init(key, (shape[0], width), dtype).reshape(shape)
+
+        kernel = self.param("kernel", initial, shape, self.param_dtype).reshape(-1, width)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, self.features, self.param_dtype).reshape(-1)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        return (y if bias is None else y + bias).reshape(*x.shape[:-1], *self.features)
+
+
 class Attention(nn.Module):
     """Multi-head attention of x [B, T, width] over context [B, S, any]; q, k and v go straight into
     heads. Short sequences may share a row (see attention.examples_a_row): from here on, since
@@ -139,13 +172,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, context, mask=None, keys=None):
+        shape, depth = x.shape, self.width // self.heads
+        kernel = best_kernel(
+            self.attention_kernel, self.dtype, x.shape[1], context.shape[1], depth
+        )
         split = partial(
-            nn.DenseGeneral,
-            features=(self.heads, self.width // self.heads),
+            Heads,
+            features=(self.heads, depth),
             kernel_init=self.kernel_init,
             dtype=self.dtype,
+            flat=kernel == "cudnn",
         )
-        shape, kernel = x.shape, self.attention_kernel
         drops = self.dropout and keys is not None
         share = examples_a_row(x, self.dtype, kernel) if x is context and not drops else 1
         if share > 1:

@@ -48,6 +48,13 @@ FLAGS = {
             "exchanges between GPUs run beside computation; XLA's default is still false",
             "JAX, docs/gpu_performance_tips.md, and NVIDIA's JAX image, which sets it alone",
         ),
+        Flag(
+            "xla_gpu_enable_cublaslt",
+            "True",
+            (),
+            "products add their bias themselves, where it would be a pass over memory of its own",
+            "XLA, docs/flags_guidance.md; measured: docs/performance.md, Against PyTorch",
+        ),
     ),
     "cpu": (),
 }
