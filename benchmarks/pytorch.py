@@ -17,6 +17,7 @@ Needs JAX, Flax, Optax and ml_collections, PyTorch but for --alone, and for `alb
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -131,19 +132,23 @@ class Case:
 
     def time(self, sides, rounds):
         """{side: [row of a turn]} of sides that take turns. Raises SideFailed."""
-        turns, times = {}, {side: [] for side in sides}
+        started = {side: Side(side, self) for side in sides}  # all compile beside each other
         try:
-            for side in sides:  # ours comes first: torch reads its file
-                turns[side] = Side(side, self)
-                self._check(side, turns[side].ready)
-            for turn in range(-1, rounds):  # the first turn warms up
-                for side, process in turns.items():
-                    row = process.turn(self.steps)
-                    if turn >= 0:
-                        times[side].append(row)
+            return self.take_turns(started, rounds)
         finally:
-            for process in turns.values():
+            for process in started.values():
                 process.close()
+
+    def take_turns(self, started, rounds):
+        """The same of processes."""
+        for side, process in started.items():  # ours comes first: torch reads its file
+            self._check(side, process.read())
+        times = {side: [] for side in started}
+        for turn in range(-1, rounds):  # the first turn warms up
+            for side, process in started.items():
+                row = process.turn(self.steps)
+                if turn >= 0:
+                    times[side].append(row)
         for side, rows in times.items():
             print(self.line(side, rows), flush=True)
         return times
@@ -247,7 +252,6 @@ class Side:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.ready = self._read()
 
     def turn(self, steps):
         """Seconds, CPU and system seconds a step, and the memory high-water mark in GiB."""
@@ -256,9 +260,10 @@ class Side:
             self.process.stdin.flush()
         except BrokenPipeError:
             raise SideFailed from None
-        return self._read()
+        return self.read()
 
-    def _read(self):
+    def read(self):
+        """The next reply; the first tells of the start."""
         line = self.process.stdout.readline()
         if not line:
             raise SideFailed
@@ -268,8 +273,13 @@ class Side:
         return reply
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:  # it waits for a file, or compiles
+            self.process.kill()
+            self.process.wait()
 
 
 if __name__ == "__main__":

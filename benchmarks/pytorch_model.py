@@ -302,7 +302,7 @@ class Trainer:
             self.loss = torch.compile(self.loss, mode=compiled)
 
     def step(self):
-        """{name: loss} of a step."""
+        """{name: loss} of a step, tensors that may not be there yet."""
         alpha = 0.4 * min(1.0, self.count / (self.config["steps"] / 2))
         self.count += 1
         if self.teacher is not None:
@@ -319,4 +319,4 @@ class Trainer:
         self.tx.zero_grad(set_to_none=True)
         with torch.no_grad():
             self.model.temperature.clamp_(0.0, 4.6052)
-        return {k: v.item() for k, v in losses.items()}
+        return {k: v.detach() for k, v in losses.items()}

@@ -22,8 +22,9 @@ def work(side, what, folder):
     print(json.dumps(held.ready()), file=replies, flush=True)
     for line in sys.stdin:
         count, began, before = int(line), time.perf_counter(), os.times()
-        for _ in range(count):
+        for _ in range(count):  # as train.py: none is waited for before the next is given out
             held.step()
+        held.wait()
         after, wall = os.times(), time.perf_counter() - began
         system = after.system - before.system
         row = [wall, after.user - before.user + system, system]
@@ -74,19 +75,26 @@ class Ours:
         goals = setup.get_objectives(self.config, tokenizer)
         with jax.set_mesh(mesh):
             model, tx, self.state = setup.build_state(self.config, mesh)
+            save(path, self.config, self.state.params, batch)
             step = make_step(self.config, model, goals, tx)
             options = compiler_options(jax.default_backend())
             lowered = lower_step(step, self.state, batch)
             self.compiled = lowered.compile(compiler_options=options)
-        save(path, self.config, self.state.params, batch)
         self.batch = batch
 
     def step(self):
-        """{name: loss} of a step."""
+        """Give out a step."""
+        self.state, self.metrics = self.compiled(self.state, self.batch)
+
+    def wait(self):
+        """Until all steps are done."""
         import jax
 
-        self.state, metrics = jax.block_until_ready(self.compiled(self.state, self.batch))
-        return {k: float(metrics[f"{k}/loss"]) for k in self.config.objectives}
+        jax.block_until_ready((self.state, self.metrics))
+
+    def losses(self):
+        """{name: loss} of the last step."""
+        return {k: float(self.metrics[f"{k}/loss"]) for k in self.config.objectives}
 
     def ready(self):
         """First losses; FLOPs of a step, and FLOP/s of matrix products."""
@@ -95,7 +103,8 @@ class Ours:
         c = self.config
         found = {"dtype": c.model.dtype, "batch": c.batch_size}
         found |= {"flops": of_step(c, self.batch), "rate": product_rate(c.model.dtype)}
-        return found | {"losses": self.step()}
+        self.step()
+        return found | {"losses": self.losses()}
 
     def memory(self):
         """The high-water mark in GiB, of the device where it counts."""
@@ -173,7 +182,9 @@ def save(path, config, params, batch):
         else:
             arrays[f"params/{key}"] = value
     arrays |= {f"batch/{k}": np.asarray(batch[k]) for k in ("image", "text", "id")}
-    np.savez(path, config=json.dumps(config.to_dict()), **arrays)
+    whole = path.with_suffix(".part.npz")
+    np.savez(whole, config=json.dumps(config.to_dict()), **arrays)
+    whole.rename(path)
 
 
 class Theirs:
@@ -185,6 +196,8 @@ class Theirs:
 
         from benchmarks.pytorch_model import Trainer
 
+        while not path.exists():  # ours writes it before it compiles
+            time.sleep(0.1)
         with np.load(path) as z:
             arrays = {k: z[k] for k in z.files}
         self.config = json.loads(str(arrays.pop("config")))
@@ -203,12 +216,24 @@ class Theirs:
         )  # fmt: skip
 
     def step(self):
-        """{name: loss} of a step."""
-        return self.trainer.step()
+        """Give out a step."""
+        self.last = self.trainer.step()
+
+    def wait(self):
+        """Until all steps are done."""
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def losses(self):
+        """{name: loss} of the last step."""
+        return {k: v.item() for k, v in self.last.items()}
 
     def ready(self):
         """First losses."""
-        return {"losses": self.step()}
+        self.step()
+        return {"losses": self.losses()}
 
     def memory(self):
         """The high-water mark in GiB, of the device where it counts."""

@@ -15,6 +15,7 @@ from multimodal.nn.layers import (
     add_positions,
     block_config,
     dropout,
+    embed,
     fold_keys,
     layer_norm,
     layers_of,
@@ -116,7 +117,8 @@ class TextTransformer(nn.Module):
         if mask is None:
             mask = ids != self.pad_id if self.mask_padding else jnp.ones_like(ids, dtype=bool)
         mask = mask.astype(bool) & present[:, None]
-        x = add_positions(self.token_embed(ids), positions[: ids.shape[1]])
+        x = embed(self.token_embed.embedding, ids, self.dtype)
+        x = add_positions(x, positions[: ids.shape[1]])
         if self.type_embed:
             x = x + self.type_embedding[0].astype(x.dtype)
         x = self.norm_embed(x) if self.embed_norm else x

@@ -38,6 +38,32 @@ class Tokens(struct.PyTreeNode):
     keys: jax.Array | None = None
 
 
+def wide(x):
+    """x in float32 or better."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def embed(table, ids, dtype):
+    """table[ids] in this type: [V, D], [...] -> [..., D]. A row's gradient is summed in float32: in
+    16 bits a word that occurs a few hundred times in a batch would no longer count.
+    """
+    return jnp.take(table.astype(dtype), ids, axis=0)
+
+
+def _embed(table, ids, dtype):
+    return embed(table, ids, dtype), (table, ids)
+
+
+def _embed_gradient(dtype, kept, g):
+    table, ids = kept
+    g = wide(g)
+    return jnp.zeros(table.shape, g.dtype).at[ids].add(g).astype(table.dtype), None
+
+
+embed.defvjp(_embed, _embed_gradient)
+
+
 @jax.custom_vjp
 def add_positions(x, rows):
     """x [B, T, D] + rows [1, T, D], or [T, D], in x's type.
@@ -54,7 +80,7 @@ def _add_positions(x, rows):
 
 def _add_positions_gradient(rows, g):
     kept = jax.lax.platform_dependent(g, cuda=in_rows, default=lambda x: x)
-    return g, kept.sum(0).reshape(rows.shape).astype(rows.dtype)
+    return g, wide(kept).sum(0).reshape(rows.shape).astype(rows.dtype)
 
 
 add_positions.defvjp(_add_positions, _add_positions_gradient)
@@ -230,7 +256,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = wide(x)
         mean = checkpoint_name(x.mean(-1, keepdims=True), "norm")
         if is_half(self.dtype):
             variance = jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean)

@@ -52,8 +52,16 @@ FLAGS = {
             "xla_gpu_enable_cublaslt",
             "True",
             (),
-            "products add their bias themselves, where it would be a pass over memory of its own",
-            "XLA, docs/flags_guidance.md; measured: docs/performance.md, Against PyTorch",
+            "cuBLASLt's products add their bias themselves: else it is one more pass over memory",
+            "XLA, docs/flags_guidance.md; docs/performance.md, On a GPU",
+        ),
+        Flag(
+            "xla_gpu_enable_triton_gemm",
+            "False",
+            (),
+            "products that Triton might take are cut from their bias before the autotuner gives "
+            "them to cuBLAS after all, as it did nearly all of CLIP's on an H200",
+            "XLA, docs/flags_guidance.md; docs/performance.md, On a GPU",
         ),
     ),
     "cpu": (),

@@ -166,14 +166,15 @@ def test_dropout_and_float64_go_by_the_formula_whatever_the_kernel():
         ("tpu", jnp.bfloat16, 256, 256, "xla"),
         ("tpu", jnp.float32, 1024, 1024, "flash"),
         ("gpu", jnp.bfloat16, 1024, 1024, "cudnn"),
-        ("gpu", jnp.bfloat16, 1024, 77, "xla"),
+        ("gpu", jnp.bfloat16, 197, 77, "cudnn"),
+        ("gpu", jnp.bfloat16, 1024, 32, "xla"),
         ("gpu", jnp.float32, 1024, 1024, "xla"),
     ],
 )
 def test_auto_takes_what_suits_the_device(monkeypatch, platform, dtype, t, s, kernel):
     monkeypatch.setattr(attention.jax, "default_backend", lambda: platform)
-    q, k, *_ = (jnp.zeros((1, n, 2, 64), dtype) for n in (t, s))
-    assert best_kernel(q, k, None) == kernel
+    assert best_kernel("auto", dtype, t, s, 64) == kernel
+    assert best_kernel("xla", dtype, t, s, 64) == "xla"
 
 
 def test_cudnn_needs_even_lengths_for_a_mask(monkeypatch):
