@@ -57,7 +57,7 @@ ENVIRONMENT = {
 # What multimodal/training/cpu_memory.py does for us, for PyTorch.
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 OURS = ("ours", "ours, unrolled", "ours, unrolled, xla")
-THEIRS = ("torch", "torch.compile", "torch.compile, autotuned")
+THEIRS = ("torch", "torch.compile", "torch.compile, cudnn", "torch.compile, autotuned")
 DRAWN = ("itm", "mlm")  # losses that depend on random draws
 
 
@@ -143,10 +143,12 @@ class Case:
         """The same of processes."""
         for side, process in started.items():  # ours comes first: torch reads its file
             self._check(side, process.read())
+        for process in [p for side, p in started.items() if side in OURS][:1]:
+            self.rate = max(self.rate, process.ask("rate")["rate"])  # while the others are idle
         times = {side: [] for side in started}
         for turn in range(-1, rounds):  # the first turn warms up
             for side, process in started.items():
-                row = process.turn(self.steps)
+                row = process.ask(self.steps)
                 if turn >= 0:
                     times[side].append(row)
         for side, rows in times.items():
@@ -162,7 +164,7 @@ class Case:
             allowed = 0.05 if key in DRAWN else 1e-2 if first["dtype"] == "bfloat16" else 1e-4
             if not abs(other - value) <= allowed * abs(value):  # not of NaN, either
                 raise SideFailed(f"{side}: the losses are not finite, or differ from the first's")
-        self.first, self.rate = first, max(self.rate, ready.get("rate", 0.0))
+        self.first = first
 
     def line(self, side, rows):
         """What one side reached."""
@@ -253,10 +255,12 @@ class Side:
             text=True,
         )
 
-    def turn(self, steps):
-        """Seconds, CPU and system seconds a step, and the memory high-water mark in GiB."""
+    def ask(self, what):
+        """To a number of steps: seconds, CPU and system seconds a step, and the memory high-water
+        mark in GiB; to `rate`: FLOP/s of matrix products.
+        """
         try:
-            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.write(f"{what}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise SideFailed from None

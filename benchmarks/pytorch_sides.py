@@ -21,6 +21,10 @@ def work(side, what, folder):
         return
     print(json.dumps(held.ready()), file=replies, flush=True)
     for line in sys.stdin:
+        if line == "rate\n":
+            found = {"rate": product_rate(held.config.model.dtype)}
+            print(json.dumps(found), file=replies, flush=True)
+            continue
         count, began, before = int(line), time.perf_counter(), os.times()
         for _ in range(count):  # as train.py: none is waited for before the next is given out
             held.step()
@@ -97,14 +101,13 @@ class Ours:
         return {k: float(self.metrics[f"{k}/loss"]) for k in self.config.objectives}
 
     def ready(self):
-        """First losses; FLOPs of a step, and FLOP/s of matrix products."""
+        """First losses, and FLOPs of a step."""
         from multimodal.training.flops import of_step
 
         c = self.config
         found = {"dtype": c.model.dtype, "batch": c.batch_size}
-        found |= {"flops": of_step(c, self.batch), "rate": product_rate(c.model.dtype)}
         self.step()
-        return found | {"losses": self.losses()}
+        return found | {"flops": of_step(c, self.batch), "losses": self.losses()}
 
     def memory(self):
         """The high-water mark in GiB, of the device where it counts."""
@@ -209,6 +212,9 @@ class Theirs:
         self.device = "cpu" if on_cpu else "cuda"
         check_device("cpu" if on_cpu else "gpu", what["device"], "a PyTorch for CUDA")
         torch.set_float32_matmul_precision("highest" if on_cpu else "high")
+        if "cudnn" in side:  # else PyTorch takes what it likes best
+            torch.backends.cuda.enable_flash_sdp(False)
+            torch.backends.cuda.enable_mem_efficient_sdp(False)
         mode = "max-autotune-no-cudagraphs" if "autotune" in side else "default"
         self.trainer = Trainer(
             self.config, part("params/"), part("batch/"), self.device,

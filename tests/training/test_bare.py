@@ -41,7 +41,7 @@ def test_a_step_runs_without_what_reads_data(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     ready, after = json.loads(done.stdout.splitlines()[-1])
     assert after["contrastive"] < ready["losses"]["contrastive"]
-    assert ready["flops"] > 0 and ready["rate"] > 0
+    assert ready["flops"] > 0
     assert (tmp_path / "inputs.npz").exists()
 
 
