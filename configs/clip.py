@@ -4,8 +4,8 @@
 `,tiled` is for TPUs: 256 or 64 tokens an image (the mean of the patches instead of a class token;
 256 pixels where patches have 16 or 32), 64 a text, rematerialisation, and attention that rounds its
 logits. `,tiled,unrolled` is faster where there is memory for it: no loop over layers, and the image
-tower keeps what is dear to compute again, the text tower all. `,unrolled` alone is for GPUs. With CLIP's
-own tokenizer instead of a trained one: --config.tokenizer.kind=clip
+tower keeps what is dear to compute again, the text tower all. `,unrolled` is for GPUs: no loop.
+With CLIP's own tokenizer instead of a trained one: --config.tokenizer.kind=clip
 --config.modalities.text.eot_id=49407. The data (tar shards and captions.jsonl) is
 --config.data.kwargs.folder.
 """

@@ -139,7 +139,10 @@ class PatchTransformer(nn.Module):
 
     def _add_tokens_and_positions(self, x):
         """Special tokens before the patches, and what tells each where it is."""
-        there = {"class_token": self.has_class_token(), "distillation_token": self.distillation_token}
+        there = {
+            "class_token": self.has_class_token(),
+            "distillation_token": self.distillation_token,
+        }
         special = [name for name in there if there[name]]
         x = jnp.pad(x, ((0, 0), (len(special), 0), (0, 0)))
         rows = self.positions(x.shape[1:])
