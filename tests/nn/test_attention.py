@@ -1,5 +1,7 @@
 """Attention by every kernel: the same values and gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from multimodal.nn.attention import (
     flash,
     rounded,
 )
-from multimodal.nn.layers import Attention
+from multimodal.nn.layers import Attention, BlockConfig, Layers, Stack
 from multimodal.training.sharding import make_mesh
 
 
@@ -177,8 +179,51 @@ def test_auto_takes_what_suits_the_device(monkeypatch, platform, dtype, t, s, ke
     assert best_kernel("xla", dtype, t, s, 64) == "xla"
 
 
-def test_cudnn_needs_even_lengths_for_a_mask(monkeypatch):
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
-    q = jnp.zeros((1, 1025, 2, 64), jnp.bfloat16)
-    assert best_kernel(q, q, None) == "cudnn"
-    assert best_kernel(q, q, jnp.ones((1, 1025), bool)) == "xla"
+@pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])
+def test_what_cudnn_is_given_beyond_an_odd_length_is_seen_by_no_other(monkeypatch, causal, masked):
+    """It differentiates even lengths only. Tried with XLA in cuDNN's place."""
+
+    def instead(q, k, v, implementation, **kwargs):
+        assert implementation == "cudnn" and not (q.shape[1] % 2 or k.shape[1] % 2)
+        return usual(q, k, v, implementation="xla", **kwargs)
+
+    usual = jax.nn.dot_product_attention
+    q, k, v, mask = inputs(7, 7)
+    mask = mask if masked else None
+    monkeypatch.setattr(attention.jax.nn, "dot_product_attention", instead)
+    found = jax.vjp(lambda *a: attend(*a, mask, causal, kernel="cudnn"), q, k, v)
+    exact = jax.vjp(lambda *a: by_formula(*a, mask, causal), q, k, v)
+    close((found[0], found[1](q)), (exact[0], exact[1](q)), 1e-5)
+
+
+def test_a_stack_for_cudnn_fills_up_odd_lengths_once(monkeypatch):
+    lengths = []
+
+    def instead(q, k, v, implementation, **kwargs):
+        lengths.append((implementation, q.shape[1], kwargs.get("key_value_seq_lengths")))
+        return usual(q, k, v, implementation="xla", **kwargs)
+
+    usual = jax.nn.dot_product_attention
+    monkeypatch.setattr(attention.jax.nn, "dot_product_attention", instead)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.bfloat16)
+    keys = jax.random.split(jax.random.key(0), 2)
+    for causal in (False, True):
+        stack = {
+            kernel: Stack(
+                BlockConfig(16, 2, 32, causal=causal, dtype="bfloat16", attention_kernel=kernel),
+                Layers(2),
+            )
+            for kernel in ("xla", "cudnn")
+        }
+        params = stack["xla"].init(jax.random.key(1), x)
+        exact = stack["xla"].apply(params, x)
+        lengths.clear()
+        close(stack["cudnn"].apply(params, x), exact, 0.05)
+        assert [(kind, t) for kind, t, _ in lengths] == [("cudnn", 6)] * 2
+        assert all((real is None) if causal else (real == 5).all() for *_, real in lengths)
+    mask = jnp.ones((2, 5), bool).at[0, 3:].set(False)
+    assert stack["cudnn"].apply(params, x, None, mask).shape == x.shape
+    drops = stack["cudnn"].clone(cfg=dataclasses.replace(stack["cudnn"].cfg, dropout=0.5))
+    lengths.clear()
+    exact = drops.clone(cfg=dataclasses.replace(drops.cfg, attention_kernel="xla"))
+    close(drops.apply(params, x, keys), exact.apply(params, x, keys), 0.05)  # the same draws

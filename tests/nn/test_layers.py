@@ -12,8 +12,11 @@ from multimodal.nn.layers import (
     POLICIES,
     REMAT,
     BlockConfig,
+    Heads,
     Layers,
     Stack,
+    add_positions,
+    embed,
     gelu,
     keeps,
     layer_norm,
@@ -52,6 +55,7 @@ def test_remat_and_unrolling_change_no_gradient(remat, unroll):
         ("context", 6),  # all but values, down
         ("context+residual+up", 4),  # query, key, value, logits
         ("query+key+value+context+residual+up", 1),
+        ("elementwise", 1),  # logits, as XLA attends
     ],
 )
 def test_what_is_kept_is_not_computed_again(remat, again):
@@ -79,7 +83,61 @@ def test_every_name_keeps_something():
 
     # [2, 5, 16] or, of the MLP, 32; a bias of 16 or 32 may no longer be needed instead.
     more = {name: kept(name) - kept("full") for name in KEPT}
-    assert all(0.9 * (320 if n == "up" else 160) <= k <= 320 for n, k in more.items()), more
+    sizes = dict.fromkeys(KEPT, 160) | {"normed": 320, "up": 320, "act": 320}  # of two norms
+    assert all(0.9 * sizes[n] <= k <= 1.01 * sizes[n] for n, k in more.items()), more
+
+
+def test_kept_context_goes_with_what_cudnn_gives_beside_it(monkeypatch):
+    """cuDNN's attention is not computed again, as its normalisers are kept too."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 99_999)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda *_: True)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda *_: False)
+    cfg = BlockConfig(16, 2, 32, dtype="bfloat16", attention_kernel="cudnn")
+    x = jnp.zeros((2, 5, 16), jnp.bfloat16)
+
+    def forward_passes(remat):
+        stack = Stack(cfg, Layers(1, remat=remat))
+        params = jax.eval_shape(stack.init, jax.random.key(0), x)
+        grad = jax.grad(lambda p: stack.apply(p, x).astype(jnp.float32).sum())
+        jaxpr = jax.make_jaxpr(grad)(params).jaxpr
+        jaxpr = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+        return str(jaxpr).count("dot_product_attention_fwd_wrapper[")
+
+    found = {remat: forward_passes(remat) for remat in ("none", "full", "elementwise")}
+    assert found == {"none": 1, "full": 2, "elementwise": 1}
+
+
+def test_heads_are_a_dense_layer_of_the_same_parameters_however_it_adds_its_bias():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
+    for bias in (True, False):
+        usual, flat = (Heads((2, 8), use_bias=bias, flat=flat) for flat in (False, True))
+        dense = nn.DenseGeneral((2, 8), use_bias=bias)
+        params = [m.init(jax.random.key(0), x) for m in (usual, flat, dense)]
+        assert all(laws.worst(p, params[0]) == 0 for p in params)
+        shifted = jax.tree.map(lambda p: p + 0.1, params[0])
+        gradients = [
+            jax.grad(lambda p, m=m: (m.apply(p, x) ** 3).sum())(shifted)
+            for m in (usual, flat, dense)
+        ]
+        assert all(laws.worst(g, gradients[0]) < 1e-5 for g in gradients)
+
+
+def test_gradients_of_rows_that_many_examples_share_are_summed_in_float32():
+    """In bfloat16 256 + 1 is 256."""
+    ids = jnp.zeros((40, 10), jnp.int32).at[0, 0].set(2)
+    table, rows = jnp.ones((3, 4)), jnp.ones((1, 10, 4))
+
+    def loss(table, rows):
+        return add_positions(embed(table, ids, "bfloat16"), rows).astype(jnp.float32).sum()
+
+    of_table, of_rows = jax.grad(loss, (0, 1))(table, rows)
+    assert (np.asarray(of_table) == [[399], [0], [1]]).all()
+    assert of_table.dtype == of_rows.dtype == jnp.float32 and (np.asarray(of_rows) == 40).all()
+    assert (np.asarray(embed(table, ids, "bfloat16")) == 1).all()
+    exact = jax.grad(lambda t: (jnp.take(t, ids, axis=0) ** 3).sum())(table)
+    assert laws.worst(jax.grad(lambda t: (embed(t, ids, "float32") ** 3).sum())(table), exact) == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
