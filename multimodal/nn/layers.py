@@ -323,8 +323,8 @@ class Block(nn.Module):
         return branch(x, "mlp", 2, lambda h, _: mlp(h))
 
 
-# What can be kept of a block: attention's inputs, its output, the sum after each branch (pre-norm),
-# the MLP's first product. See keeps.
+# What can be kept of a block: what norms give (pre-norm), attention's inputs, its output, the sum
+# after each branch (pre-norm), the MLP's first product, what its activation gives. See keeps.
 KEPT = ("normed", "query", "key", "value", "context", "residual", "up", "act")
 REMAT = {"full": (), "attention": ("query", "key", "value", "context"), "elementwise": KEPT}
 
@@ -366,7 +366,7 @@ class Layers:
         compile, but what is kept for the backward pass is not copied into a stack.
       remat: what the backward pass computes again: 'none' | 'full' | 'products' (all but matrix
         products) | 'dots' (attention's two as well) | 'attention' (all but its inputs and output) |
-        all but names of KEPT joined by +: 'context+residual+up' saves the most time for its memory,
+        'elementwise' (all but KEPT) | all but names of KEPT joined by +: 'context+residual+up' saves the most time for its memory,
         6 [B, L, width] a layer more than 'full' where the MLP is 4 times as wide.
     """
 
