@@ -12,14 +12,13 @@ from multimodal.nn.audio import SpectrogramTransformer, WhisperEncoder
 from multimodal.nn.layers import (
     Stack,
     Tokens,
-    add_positions,
     block_config,
     dropout,
-    embed,
     fold_keys,
     layer_norm,
     layers_of,
 )
+from multimodal.nn.rows import add_positions, embed
 from multimodal.nn.video import FrameTransformer, VideoTransformer
 from multimodal.nn.vit import ViT, mean_pool
 from multimodal.nn.wav2vec2 import Wav2Vec2

@@ -8,12 +8,12 @@ from multimodal.errors import UserError
 from multimodal.nn.audio import check_pool
 from multimodal.nn.layers import (
     Tokens,
-    add_positions,
     dropout,
     fold_keys,
     layer_norm,
     shared_fields,
 )
+from multimodal.nn.rows import add_positions
 from multimodal.nn.vit import PatchTransformer, ViT, normalize
 
 POOLS = ("class", "mean", "none")

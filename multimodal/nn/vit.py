@@ -15,13 +15,13 @@ from multimodal.nn.layers import (
     Mlp,
     Stack,
     Tokens,
-    add_positions,
     block_config,
     dropout,
     fold_keys,
     layer_norm,
     layers_of,
 )
+from multimodal.nn.rows import add_positions
 
 
 class MapHead(nn.Module):
@@ -145,7 +145,7 @@ class PatchTransformer(nn.Module):
         }
         special = [name for name in there if there[name]]
         x = jnp.pad(x, ((0, 0), (len(special), 0), (0, 0)))
-        rows = self.positions(x.shape[1:])
+        rows = jnp.asarray(self.positions(x.shape[1:]))
         for i, name in enumerate(special):
             token = self.param(name, nn.initializers.normal(0.02), (1, 1, x.shape[-1]))
             rows = rows.at[:, i].add(token[:, 0])

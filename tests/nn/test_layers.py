@@ -15,12 +15,11 @@ from multimodal.nn.layers import (
     Heads,
     Layers,
     Stack,
-    add_positions,
-    embed,
     gelu,
     keeps,
     layer_norm,
 )
+from multimodal.nn.rows import add_positions, embed
 from tests import laws
 
 
