@@ -13,9 +13,9 @@ from multimodal.nn.batch import batch_axes, device_count, dropout
 # 'auto' | 'xla' | 'cudnn' (GPU, half precision) | 'flash' (TPU, Pallas) | 'bfloat16' (see rounded)
 KERNELS = ("auto", "xla", "cudnn", "flash", "bfloat16")
 PLATFORMS = {"cudnn": "gpu", "flash": "tpu"}
-# Shorter than this XLA's own fusions win: on a TPU the transposes around the kernel cost more than
-# all of them.
-LONG = {"tpu": 512, "gpu": 64}
+# Shorter than this XLA's own fusions win on a TPU: the transposes around the kernel cost more than
+# all of them. On a GPU cuDNN's kernel wins from UNMASKED on; a mask becomes a matrix for it.
+LONG, UNMASKED = 512, 64
 LANES = 128  # rows and columns of a TPU's tile
 
 
@@ -60,7 +60,7 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
     if kernel == "bfloat16" and not formula:
         t, s = q.shape[1], k.shape[1]
         # Lengths that fill no tiles (196, 77) are slower this way: XLA copies them between layouts.
-        if q.dtype == jnp.bfloat16 and min(t, s) < LONG["tpu"] and not (t % LANES or s % LANES):
+        if q.dtype == jnp.bfloat16 and min(t, s) < LONG and not (t % LANES or s % LANES):
             return rounded(q, k, v, mask, causal, length)
         kernel = "auto"
     if length:
@@ -74,7 +74,8 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
 
 def by_kernel(q, k, v, mask, causal, kernel, real=0):
     """attend without dropout by 'auto', 'xla', 'cudnn' or 'flash'."""
-    kernel = best_kernel(kernel, q.dtype, q.shape[1], k.shape[1], q.shape[-1])
+    masked = mask is not None
+    kernel = best_kernel(kernel, q.dtype, q.shape[1], k.shape[1], q.shape[-1], masked)
     if kernel == "flash":
         return flash(q, k, v, mask, causal)
     if kernel == "cudnn":
@@ -83,16 +84,16 @@ def by_kernel(q, k, v, mask, causal, kernel, real=0):
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
 
 
-def best_kernel(kernel, dtype, t, s, depth):
+def best_kernel(kernel, dtype, t, s, depth, masked=False):
     """`kernel`, or what 'auto' takes on the default backend for t queries and s keys of `depth`."""
+    platform = jax.default_backend()
     if kernel != "auto":
         return kernel
-    platform = jax.default_backend()
-    if platform not in LONG or min(t, s) < LONG[platform]:
+    if min(t, s) < (UNMASKED if platform == "gpu" and not masked else LONG):
         return "xla"
-    if platform == "tpu":
-        return "flash"
-    return "cudnn" if is_half(dtype) and depth % 8 == 0 and depth <= 128 else "xla"
+    if platform == "gpu" and is_half(dtype) and depth % 8 == 0 and depth <= 128:
+        return "cudnn"
+    return "flash" if platform == "tpu" else "xla"
 
 
 def cudnn(q, k, v, mask=None, causal=False, real=0):

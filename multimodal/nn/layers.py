@@ -146,7 +146,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, context, mask=None, keys=None):
         shape, depth = x.shape, self.width // self.heads
-        kernel = best_kernel(self.attention_kernel, self.dtype, x.shape[1], context.shape[1], depth)
+        lengths, masked = (x.shape[1], context.shape[1]), mask is not None
+        kernel = best_kernel(self.attention_kernel, self.dtype, *lengths, depth, masked)
         split = partial(
             Heads,
             features=(self.heads, depth),

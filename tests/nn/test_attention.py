@@ -177,6 +177,8 @@ def test_auto_takes_what_suits_the_device(monkeypatch, platform, dtype, t, s, ke
     monkeypatch.setattr(attention.jax, "default_backend", lambda: platform)
     assert best_kernel("auto", dtype, t, s, 64) == kernel
     assert best_kernel("xla", dtype, t, s, 64) == "xla"
+    if min(t, s) < 512:
+        assert best_kernel("auto", dtype, t, s, 64, masked=True) == "xla"
 
 
 @pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])
