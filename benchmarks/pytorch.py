@@ -93,7 +93,9 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, help="steps a turn (a CPU: 2, a GPU: 20)")
     parser.add_argument("--compile", action="store_true", help="a CPU: torch.compile as well")
-    parser.add_argument("--sides", nargs="+", metavar="SIDE", help="a GPU: these settings only")
+    parser.add_argument(
+        "--sides", nargs="+", metavar="SIDE", help="a GPU: these in turns, one of ours first"
+    )
     parser.add_argument("--alone", action="store_true", help="a GPU: ours only")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on this machine's CPU")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -104,6 +106,12 @@ def parse_arguments():
         parser.error("--alone and --sides are for --device gpu")
     for side in set(args.sides or ()) - {*OURS, *THEIRS}:
         parser.error(f"--sides {side!r}: there are {', '.join(map(repr, (*OURS, *THEIRS)))}")
+    if args.sides and args.sides[0] not in OURS:
+        parser.error(
+            f"--sides {args.sides[0]!r} ...: one of ours comes first, PyTorch starts from it"
+        )
+    if args.alone and set(args.sides or ()) & set(THEIRS):
+        parser.error("--alone is without PyTorch, --sides names it")
     for name in set(args.models or ()) - set(MODELS[args.device]):
         known = ", ".join(MODELS[args.device])
         parser.error(f"--models {name}: on a {args.device} there are {known}")
@@ -132,25 +140,21 @@ class Case:
 
     def time(self, sides, rounds):
         """{side: [row of a turn]} of sides that take turns. Raises SideFailed."""
-        started = {side: Side(side, self) for side in sides}  # all compile beside each other
+        turns, times = {}, {side: [] for side in sides}
         try:
-            return self.take_turns(started, rounds)
+            for side in sides:  # one after the other: the next would disturb what is tuned
+                turns[side] = Side(side, self)
+                self._check(side, turns[side].read())  # ours comes first: torch reads its file
+            if sides[0] in OURS:
+                self.rate = max(self.rate, turns[sides[0]].ask("rate")["rate"])
+            for turn in range(-1, rounds):  # the first turn warms up
+                for side, process in turns.items():
+                    row = process.ask(self.steps)
+                    if turn >= 0:
+                        times[side].append(row)
         finally:
-            for process in started.values():
+            for process in turns.values():
                 process.close()
-
-    def take_turns(self, started, rounds):
-        """The same of processes."""
-        for side, process in started.items():  # ours comes first: torch reads its file
-            self._check(side, process.read())
-        for process in [p for side, p in started.items() if side in OURS][:1]:
-            self.rate = max(self.rate, process.ask("rate")["rate"])  # while the others are idle
-        times = {side: [] for side in started}
-        for turn in range(-1, rounds):  # the first turn warms up
-            for side, process in started.items():
-                row = process.ask(self.steps)
-                if turn >= 0:
-                    times[side].append(row)
         for side, rows in times.items():
             print(self.line(side, rows), flush=True)
         return times
@@ -201,7 +205,13 @@ def on_cpu(case):
 
 
 def on_gpu(case):
-    """Every setting by itself, then the fastest of both in turns."""
+    """Every setting by itself, then the fastest of both in turns; --sides: these in turns."""
+    if case.args.sides:
+        ours, *others = case.args.sides
+        times = case.time(case.args.sides, case.args.rounds)
+        for other in others:
+            case.ratios(times, ours, other)
+        return
     ours, alone = fastest(case, OURS)
     if case.args.alone:
         return
@@ -209,24 +219,15 @@ def on_gpu(case):
     try:
         times = case.time([ours, theirs], case.args.rounds)
     except SideFailed as e:
-        if alone is None or other is None:
-            raise
         print(f"{case.name}: not in turns ({e or 'see above'}); each by itself:", flush=True)
         times = {ours: alone, theirs: other}
     case.ratios(times, ours, theirs)
 
 
 def fastest(case, sides):
-    """(the side of the fastest turn, its rows), each by itself; what does not run is left out. One
-    that --sides names alone is not timed, and its rows are None.
-    """
-    wanted = [side for side in sides if not case.args.sides or side in case.args.sides]
-    if not wanted:
-        raise SideFailed(f"--sides names none of {', '.join(map(repr, sides))}")
-    if len(wanted) == 1 and not case.args.alone:
-        return wanted[0], None
+    """(the side of the fastest turn, its rows), each by itself; what does not run is left out."""
     found, why = {}, None
-    for side in wanted:
+    for side in sides:
         try:
             found |= case.time([side], 2)
         except SideFailed as e:

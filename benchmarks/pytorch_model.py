@@ -313,7 +313,7 @@ class Trainer:
                 torch._foreach_lerp_(list(self.teacher.parameters()), self.params, 1 - self.decay)
         with self.cast:
             losses = self.loss(
-                self.model, self.teacher, self.batch, torch.tensor(alpha, device=self.device)
+                self.model, self.teacher, self.batch, torch.full((), alpha, device=self.device)
             )
         sum(losses.values()).backward()
         if self.config["optim"]["clip"]:

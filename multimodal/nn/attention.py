@@ -1,6 +1,8 @@
 """softmax(q k^T / sqrt(d)) v by the kernel that suits the device: one switch, the same values."""
 
 import dataclasses
+import functools
+import re
 from functools import partial
 
 import jax
@@ -53,7 +55,7 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
         have no dropout by example, and take their softmax in float32.
       length: rows are several examples of so many tokens, which do not see each other; 0: one.
         For what examples_a_row allows.
-      real: how many of the tokens are not filling that tokens_to_add asked for; 0: all.
+      real: tokens before those that a stack has added for cuDNN (tokens_to_add); 0: none was.
     Returns: [B, T, H, d]; of an example without any key something finite.
     """
     formula = q.dtype == jnp.float64 or (rate and keys is not None)
@@ -65,21 +67,21 @@ def attend(q, k, v, mask=None, causal=False, rate=0.0, keys=None, kernel="auto",
         kernel = "auto"
     if length:
         raise ValueError("only what examples_a_row allows may share rows")
+    lengths, masked = (q.shape[1], k.shape[1]), mask is not None
+    kernel = best_kernel(kernel, q.dtype, *lengths, q.shape[-1], masked)
     if formula:
         out = by_formula(q, k, v, mask, causal, rate, keys)
+    elif kernel == "cudnn":  # its own output is what is kept of it: layers.is_cudnn
+        return cudnn(q, k, v, mask, causal, real)
     else:
-        out = by_kernel(q, k, v, mask, causal, kernel, real)
+        out = by_kernel(q, k, v, mask, causal, kernel)
     return checkpoint_name(out, "context")
 
 
-def by_kernel(q, k, v, mask, causal, kernel, real=0):
-    """attend without dropout by 'auto', 'xla', 'cudnn' or 'flash'."""
-    masked = mask is not None
-    kernel = best_kernel(kernel, q.dtype, q.shape[1], k.shape[1], q.shape[-1], masked)
+def by_kernel(q, k, v, mask, causal, kernel):
+    """attend without dropout by 'xla' or 'flash'."""
     if kernel == "flash":
         return flash(q, k, v, mask, causal)
-    if kernel == "cudnn":
-        return cudnn(q, k, v, mask, causal, real)
     mask = None if mask is None else mask[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="xla")
 
@@ -92,8 +94,15 @@ def best_kernel(kernel, dtype, t, s, depth, masked=False):
     if min(t, s) < (UNMASKED if platform == "gpu" and not masked else LONG):
         return "xla"
     if platform == "gpu" and is_half(dtype) and depth % 8 == 0 and depth <= 128:
-        return "cudnn"
+        return "cudnn" if has_cudnn() else "xla"
     return "flash" if platform == "tpu" else "xla"
+
+
+@functools.cache
+def has_cudnn():
+    """Whether cuDNN's attention runs here: on NVIDIA's GPUs from Ampere on."""
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    return bool(re.fullmatch(r"\d+\.\d+", capability)) and float(capability) >= 8
 
 
 def cudnn(q, k, v, mask=None, causal=False, real=0):

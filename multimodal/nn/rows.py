@@ -5,6 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec
+
+from multimodal.nn.batch import batch_axes
 
 
 def wide(x):
@@ -37,8 +40,9 @@ embed.defvjp(_embed, _embed_gradient)
 def add_positions(x, rows):
     """x [B, T, D] + rows [1, T, D], or [T, D], in x's type.
 
-    On a GPU XLA would sum rows' gradient along an axis that lies next to each other, so lay out x
-    and all that it is added to with the batch last, and transpose that before every product.
+    For the sum over examples that is the gradient of rows, XLA for GPUs would store x, and the
+    residual stream with it, so that neighbours in memory are of different examples, and transpose
+    that before every product.
     """
     return x + rows.astype(x.dtype)
 
@@ -56,5 +60,13 @@ add_positions.defvjp(_add_positions, _add_positions_gradient)
 
 
 def in_rows(x):
-    """x with its last axis next to each other in memory, the first one farthest apart."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    """x [B, ...] stored example after example, each as its axes are; every device its part."""
+
+    def local(x):
+        return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+    axes = batch_axes(len(x))
+    if not axes:
+        return local(x)
+    spec = PartitionSpec(axes)
+    return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(x)

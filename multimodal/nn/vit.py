@@ -139,15 +139,13 @@ class PatchTransformer(nn.Module):
 
     def _add_tokens_and_positions(self, x):
         """Special tokens before the patches, and what tells each where it is."""
-        there = {
-            "class_token": self.has_class_token(),
-            "distillation_token": self.distillation_token,
-        }
-        special = [name for name in there if there[name]]
+        names = ["class_token"] * self.has_class_token()
+        names += ["distillation_token"] * self.distillation_token
+        normal = nn.initializers.normal(0.02)
+        special = [self.param(name, normal, (1, 1, x.shape[-1])) for name in names]
         x = jnp.pad(x, ((0, 0), (len(special), 0), (0, 0)))
-        rows = jnp.asarray(self.positions(x.shape[1:]))
-        for i, name in enumerate(special):
-            token = self.param(name, nn.initializers.normal(0.02), (1, 1, x.shape[-1]))
+        rows = jnp.asarray(self.positions(x.shape[1:]), jnp.promote_types(x.dtype, jnp.float32))
+        for i, token in enumerate(special):
             rows = rows.at[:, i].add(token[:, 0])
         return add_positions(x, rows)
 

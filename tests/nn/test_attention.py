@@ -1,6 +1,7 @@
 """Attention by every kernel: the same values and gradients."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -175,10 +176,26 @@ def test_dropout_and_float64_go_by_the_formula_whatever_the_kernel():
 )
 def test_auto_takes_what_suits_the_device(monkeypatch, platform, dtype, t, s, kernel):
     monkeypatch.setattr(attention.jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(attention, "has_cudnn", lambda: True)
     assert best_kernel("auto", dtype, t, s, 64) == kernel
     assert best_kernel("xla", dtype, t, s, 64) == "xla"
     if min(t, s) < 512:
         assert best_kernel("auto", dtype, t, s, 64, masked=True) == "xla"
+
+
+@pytest.mark.parametrize("capability", ["7.5", "gfx942", None])
+def test_auto_leaves_cudnn_out_where_it_does_not_attend(monkeypatch, capability):
+    attention.has_cudnn.cache_clear()
+    device = types.SimpleNamespace(compute_capability=capability)
+    if capability is None:
+        del device.compute_capability
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention.jax, "local_devices", lambda: [device])
+    assert best_kernel("auto", jnp.bfloat16, 197, 197, 64) == "xla"
+    device.compute_capability = "9.0"
+    attention.has_cudnn.cache_clear()
+    assert best_kernel("auto", jnp.bfloat16, 197, 197, 64) == "cudnn"
+    attention.has_cudnn.cache_clear()
 
 
 @pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])

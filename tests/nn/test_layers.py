@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.interpreters.partial_eval import dce_jaxpr
+from jax.sharding import NamedSharding, PartitionSpec
 
 from multimodal.nn.layers import (
     KEPT,
@@ -20,6 +21,7 @@ from multimodal.nn.layers import (
     layer_norm,
 )
 from multimodal.nn.rows import add_positions, embed
+from multimodal.training.sharding import make_mesh
 from tests import laws
 
 
@@ -201,3 +203,22 @@ def test_one_pass_variance_of_16_bits_loses_less_than_rounding(mean):
     norm = layer_norm(1e-12, "bfloat16", None)
     found = norm.apply(norm.init(jax.random.key(0), x), x).astype(jnp.float32)
     np.testing.assert_allclose(found, exact, rtol=2**-7, atol=2**-9)
+
+
+def test_gradients_of_shared_rows_gather_no_examples(monkeypatch):
+    """As on GPUs, where positions' gradient fixes a layout: a device sums over its own examples."""
+    table, rows = jnp.ones((64, 8)), jnp.ones((1, 6, 8))
+    ids = jnp.zeros((16, 6), jnp.int32)
+
+    def loss(table, rows, ids):
+        return (add_positions(embed(table, ids, "float32"), rows) ** 2).sum()
+
+    exact = jax.grad(loss, (0, 1))(table, rows, ids)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, cuda, default: cuda(x))
+    mesh = make_mesh(fsdp=2)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(ids, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(table, rows, spread).compile()
+        found = compiled(table, rows, spread)
+    assert "all-reduce" in compiled.as_text() and "all-gather" not in compiled.as_text()
+    assert laws.worst(found, exact) < 1e-6
