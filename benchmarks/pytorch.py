@@ -282,7 +282,7 @@ class Side:
             self.process.stdin.close()
         try:
             self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:  # it waits for a file, or compiles
+        except subprocess.TimeoutExpired:  # it compiles, say
             self.process.kill()
             self.process.wait()
 

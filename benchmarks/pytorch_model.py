@@ -194,10 +194,8 @@ def similarity(a, b):
 def clip_loss(model, teacher, batch, alpha):
     """{name: loss} of two towers."""
     *_, a, b = model.encode(batch)
-    logits, labels = (
-        model.temperature.exp() * similarity(a, b),
-        torch.arange(len(a), device=a.device),
-    )
+    logits = model.temperature.exp() * similarity(a, b)
+    labels = torch.arange(len(a), device=a.device)
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
     return {"contrastive": loss}
 

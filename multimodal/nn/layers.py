@@ -314,9 +314,9 @@ class Layers:
         compile, but what is kept for the backward pass is not copied into a stack.
       remat: what the backward pass computes again: 'none' | 'full' | 'products' (all but matrix
         products) | 'dots' (attention's two as well) | 'attention' (all but its inputs and output) |
-        'elementwise' (all but KEPT) | all but names of KEPT joined by +: 'context+residual+up'
-        saves the most time for its memory, 6 [B, L, width] a layer more than 'full' where the MLP
-        is 4 times as wide.
+        'elementwise' (all but KEPT: of pre-norm blocks no product but XLA's attention's) | all but
+        names of KEPT joined by +: 'context+residual+up' saves the most time for its memory,
+        6 [B, L, width] a layer more than 'full' where the MLP is 4 times as wide.
     """
 
     depth: int

@@ -6,13 +6,7 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import check_pool
-from multimodal.nn.layers import (
-    Tokens,
-    dropout,
-    fold_keys,
-    layer_norm,
-    shared_fields,
-)
+from multimodal.nn.layers import Tokens, dropout, fold_keys, layer_norm, shared_fields
 from multimodal.nn.rows import add_positions
 from multimodal.nn.vit import PatchTransformer, ViT, normalize
 

@@ -53,7 +53,7 @@ FLAGS = {
             "True",
             (),
             "cuBLASLt's products add their bias themselves: else it is one more pass over memory",
-            "XLA, docs/flags_guidance.md; docs/performance.md, On a GPU",
+            "programs compiled with and without it for an H100: docs/performance.md, On a GPU",
         ),
         Flag(
             "xla_gpu_enable_triton_gemm",
@@ -61,7 +61,7 @@ FLAGS = {
             (),
             "products that Triton might take are cut from their bias before the autotuner gives "
             "them to cuBLAS after all, as it did nearly all of CLIP's on an H200",
-            "XLA, docs/flags_guidance.md; docs/performance.md, On a GPU",
+            "the same, and a profile on an H200; what it gains by itself was not measured",
         ),
     ),
     "cpu": (),

@@ -61,6 +61,12 @@ def test_ours_alone():
 
 
 @pytest.mark.slow
+def test_chosen_sides_take_turns():
+    told = compared("--device", "gpu", "--alone", "--sides", "ours", "ours, unrolled, xla")
+    assert "b32 ours / ours, unrolled, xla, speed by seconds" in told
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_pytorch_takes_turns(device):
     pytest.importorskip("torch", reason="torch is not installed")
