@@ -1,5 +1,6 @@
 """What every test runs under: the CPU as 8 virtual devices, and a cache of compiled programs."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -14,6 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     # Compiling is most of the time: these programs are tiny, and need not be fast.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags += " --xla_llvm_disable_expensive_passes=true"  # a tenth
     if importlib.metadata.version("jax").startswith("0.10."):  # later versions do not know it
         flags += " --xla_cpu_use_fusion_emitters=false"  # a third of the time to compile
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
@@ -28,6 +30,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A tenth of the time, see multimodal.cli.collect_garbage_seldom; free_programs collects.
+    gc.set_threshold(50_000, 5, 5)
     # absl.app does this in a program; grain reads flags and fails without it.
     from absl import flags
 
@@ -52,6 +56,7 @@ def free_programs():
     import jax
 
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +66,11 @@ def shared():
     if not folder.is_dir():
         pytest.skip("no folder ../shared with data and golden values")
     return folder
+
+
+@pytest.fixture
+def commands(monkeypatch, capsys, caplog):
+    """train.py and eval.py as functions, see commands.py."""
+    from tests.commands import Commands
+
+    return Commands(monkeypatch, capsys, caplog)

@@ -5,23 +5,19 @@ code 2 with one line, or, for one record of several, a line in the log that name
 """
 
 import json
-import logging
 import pathlib
 import re
 import shutil
-import sys
 import tarfile
 
 import pytest
 
-import eval as eval_script
 import multimodal
-import train as train_script
-from multimodal.cli import run_command
 from multimodal.data import prepare
 from multimodal.errors import UserError
 from multimodal.interop import load_file
 from multimodal.interop.export import main as export
+from tests.commands import Commands
 
 SMALL = ("--config.steps=1", "--config.eval.pictures=0", "--config.eval.best=",
          "--config.data.max_bad_share=0.9")  # fmt: skip
@@ -41,46 +37,19 @@ def entries(folder, kind):
     return {f["path"]: f["expect"] for f in files if f["kind"] == kind}
 
 
-class Commands:
-    """train.py, eval.py and prepare as functions of their arguments: (exit code, stderr, log)."""
-
-    def __init__(self, monkeypatch, capsys, caplog):
-        self._monkeypatch, self._capsys, self._caplog = monkeypatch, capsys, caplog
-        # This process has devices already, and is alone.
-        monkeypatch.setattr("multimodal.training.distributed.initialise", lambda *args: None)
-
-    def _run(self, fn):
-        self._caplog.clear()
-        self._capsys.readouterr()
-        try:
-            with self._caplog.at_level(logging.WARNING):
-                code = fn() or 0
-        except SystemExit as e:
-            code = e.code
-        err = self._capsys.readouterr().err
-        assert code in (0, 2) and "Traceback" not in err, err
-        if code:  # one line that says what is wrong
-            line = [x for x in err.splitlines() if x.startswith("error: ")]
-            assert len(line) == 1 and len(line[0]) > 30, err
-        return code, err, self._caplog.text
-
-    def _script(self, script, required, args):
-        self._monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
-        return self._run(lambda: run_command(script.main, script.__doc__, required))
+class Small(Commands):
+    """Runs of one step."""
 
     def train(self, *args):
-        return self._script(train_script, ("config", "workdir"), (*SMALL, *args))
-
-    def eval(self, *args):
-        return self._script(eval_script, ("workdir",), args)
+        return super().train(*SMALL, *args)
 
     def prepare(self, *args):
-        return self._run(lambda: prepare.main([*map(str, args), "--processes=1", "--files=1"]))
+        return self.call(lambda: prepare.main([*map(str, args), "--processes=1", "--files=1"]))
 
 
 @pytest.fixture
 def commands(monkeypatch, capsys, caplog):
-    return Commands(monkeypatch, capsys, caplog)
+    return Small(monkeypatch, capsys, caplog)
 
 
 def data_args(source, kwargs, split="train"):

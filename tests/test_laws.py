@@ -13,7 +13,7 @@ from multimodal.training.sharding import make_mesh, state_shardings, to_global
 from multimodal.training.step import make_step
 from tests import laws
 
-VARIANTS = {"kind", "subsets"}  # cost as much again: with --slow
+VARIANTS = {"kind", "subsets", "momentum"}  # cost as much again: with --slow
 CASES = [
     pytest.param(n, k, id="-".join([n, *k]), marks=pytest.mark.slow if VARIANTS & set(k) else ())
     for n, k in laws.cases()
