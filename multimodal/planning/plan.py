@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -252,16 +253,32 @@ def find_advice(config, target: Target, plan) -> dict:
     return {}
 
 
+def check_writable(path):
+    """Raise UserError where write_plan could not write a plan, before there is one to lose."""
+    with _part_of(path) as part:
+        part.touch()
+
+
 def write_plan(plan: dict, path):
     """Write a plan as JSON, at no moment half of it. Raises UserError where it cannot."""
+    with _part_of(path) as part:
+        part.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _part_of(path):
+    """A file beside the path to write to, gone at the end."""
     must_be_local(path, "--plan_json")
     path = pathlib.Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        yield part
     except OSError as e:
+        raise UserError(f"--plan_json: cannot write {path}: {e.strerror}") from None
+    finally:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"--plan_json: cannot write {path}: {e.strerror}") from None

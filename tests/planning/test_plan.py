@@ -40,7 +40,7 @@ def test_state_is_counted_to_the_byte():
 
 
 def test_remat_and_micro_batches_keep_less():
-    base = ("modalities.image.depth=6", "batch_size=32", "modalities.image.width=64")
+    base = ("modalities.image.depth=3", "batch_size=32", "modalities.image.width=64")
     plain = memory.activation_bytes(config(*base), 1)
     full, some = (
         memory.activation_bytes(config(*base, f"modalities.image.remat={r}"), 1)
@@ -92,7 +92,7 @@ def test_a_plan_has_digits_that_count_and_one_unit_a_column():
 
 
 def test_advice_fits_by_the_formula_that_it_is_given_by():
-    c = config("batch_size=4096", "modalities.image.depth=6")
+    c = config("batch_size=4096", "modalities.image.depth=3")
     target = parse_target("gpu:a100:1x4")
     limit = 0.3 * memory.estimate(c, 4).total
     change, total = next(advice.promising(c, target, limit, None))
@@ -133,8 +133,8 @@ def test_flags_of_the_environment_stay(monkeypatch):
         ([], "--workdir is missing"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(args, told):
-    code, _, err = processes.run("train.py", *SMOKE, *args)
+def test_bad_input_is_one_line_and_exit_code_2(args, told, commands):
+    code, err, _ = commands.train(*SMOKE, *args)
     assert code == 2, err
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: ") and told in last and "Traceback" not in err
