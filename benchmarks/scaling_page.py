@@ -32,7 +32,8 @@ ended before it generates code, whose size, up to 1.3 GiB, is not in the memory.
 the compiler's: it is the MFU of a timed case of the same model and slice, less what is computed
 again. `~`: of one with the same setting, of those the one with the nearest batch; `~~`: there is
 none, so of another setting, less a share of the forward pass that was fitted to L/14 and H/14 on
-v5e; `not timed`: there is none at all. Where both are known the rule gives
+v5e; `not timed`: there is none at all, or its micro-batches were more than twice as large. Where
+both are known the rule gives
 
 {checked}
 
@@ -129,7 +130,11 @@ def scaled(rows, case, same=None):
     known = [
         (x["setting"] != r["setting"], max(b, batch) / min(b, batch), b)
         for (m, t, b), x in rows.items()
-        if (m, t) == (model, target) and b != batch and x and x.get("mfu")
+        if (m, t) == (model, target)
+        and b != batch
+        and x
+        and x.get("mfu")
+        and batch / r["micro_batches"] >= b / x["micro_batches"] / 2
     ]
     known = [k for k in known if same is None or k[0] != same]
     if not known:
