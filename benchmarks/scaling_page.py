@@ -32,8 +32,8 @@ ended before it generates code, whose size, up to 1.3 GiB, is not in the memory.
 the compiler's: it is the MFU of a timed case of the same model and slice, less what is computed
 again. `~`: of one with the same setting, of those the one with the nearest batch; `~~`: there is
 none, so of another setting, less a share of the forward pass that was fitted to L/14 and H/14 on
-v5e; `not timed`: there is none at all, or its micro-batches were more than twice as large. Where
-both are known the rule gives
+v5e; `not timed`: there is none at all, or its micro-batches were more than four times as large.
+Where both are known the rule gives
 
 {checked}
 
@@ -134,7 +134,7 @@ def scaled(rows, case, same=None):
         and b != batch
         and x
         and x.get("mfu")
-        and batch / r["micro_batches"] >= b / x["micro_batches"] / 2
+        and batch / r["micro_batches"] >= b / x["micro_batches"] / 4
     ]
     known = [k for k in known if same is None or k[0] != same]
     if not known:
@@ -204,7 +204,7 @@ def plot(rows, models, target, batches, path):
     lines = {m: list(points_of(rows, m, target, batches)) for m in models}
     if max(map(len, lines.values())) < 2:
         return False
-    figure, axes = plt.subplots(figsize=(6, 3.5))
+    figure, axes = plt.subplots(figsize=(7, 3.5))
     for i, (m, points) in enumerate(lines.items()):
         if points:
             axes.plot(*zip(*[p[:2] for p in points]), color=f"C{i}", label=m)
@@ -212,7 +212,7 @@ def plot(rows, models, target, batches, path):
                 axes.plot(b, rate, "o", color=f"C{i}", mfc=f"C{i}" if timed else "white")
     axes.set(xscale="log", yscale="log", xlabel="global batch", ylabel="samples/s (predicted)")
     axes.set_title(target.removeprefix("tpu:"))
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
