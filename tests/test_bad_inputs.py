@@ -149,7 +149,8 @@ SOURCES = ("jsonl_folder", "records", "parquet", "mixture", "tar", "jsonl_tar", 
 SOME = [s if s == "jsonl_folder" else pytest.param(s, marks=pytest.mark.slow) for s in SOURCES]
 
 
-@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SOURCES)
 def test_pictures_in_training(bad, commands, tmp_path, kind):
     files = rows(bad, "image", tmp_path)
     source, kwargs = image_source(kind, tmp_path)

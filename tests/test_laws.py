@@ -107,6 +107,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, kwargs", KERNELS)
 def test_kernel_law(name, kwargs):
     """By blocks of columns, on one device and on 8: loss and gradient of the plain kernel."""

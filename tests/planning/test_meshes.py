@@ -114,6 +114,7 @@ def test_an_objective_of_ones_own_is_planned():
     assert make_plan(config(spec="tests/faulty.py"), "gpu:h100:1x1", 1)["fits"]
 
 
+@pytest.mark.slow
 def test_the_roofline_counts_every_micro_batch():
     plans = [
         make_plan(config("batch_size=1000", f"micro_batches={k}"), "gpu:h100:1x8", 1)

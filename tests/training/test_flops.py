@@ -45,6 +45,7 @@ def test_count_is_xlas_of_an_unrolled_step(spec):
     assert flops.of_step(c) == pytest.approx(xla_count(c), rel=0.04)
 
 
+@pytest.mark.slow
 def test_count_is_xlas_with_a_teacher_matching_and_masked_words():
     off = dict(dropout=0.0, attention_dropout=0.0)
     c = small("configs/albef.py")
