@@ -40,7 +40,6 @@ TRIED_ELSE = ("none", "unrolled", "context", "full")
 TARGETS = ("tpu:v5e:16x16", "tpu:v5p:8x8x8", "tpu:v6e:16x16")
 BATCHES = (8_192, 32_768, 131_072, 262_144, 1_048_576)
 FSDP = {"clip-b16": 4, "albef-base": 4}  # divides their 12 heads (see docs/scaling.md)
-LEAST = 8  # examples of a device in a micro-batch
 GENEROUS = 1.1  # what is estimated to take so many times the memory may still fit
 KEPT = (
     "target", "devices", "batch_size", "micro_batches", "mesh", "fits", "memory", "flops", "time",
@@ -126,12 +125,13 @@ def run(model, target, batch, memory_alone=False, known=None) -> dict:
 
 def attempts(settings, most):
     """(micro-batches, setting) from fast to slow; most: examples of a device. Micro-batches compute
-    the forward pass once more, so settings that do that too go with them only as the last resort.
+    the forward pass once more, and so do not go with settings that do that too.
     """
     yield from ((1, setting) for setting in settings)
-    splits = [2**i for i in range(1, 30) if 2**i * LEAST <= most]
-    yield from ((k, s) for k in splits for s in settings if s not in ("context", "full"))
-    yield from ((k, "full") for k in splits)
+    micro = 2
+    while micro <= most:
+        yield from ((micro, s) for s in settings if s not in ("context", "full"))
+        micro *= 2
 
 
 def set_to(config, setting):

@@ -121,7 +121,8 @@ def table(rows, models, target, batches):
 def scaled(rows, case, same=None):
     """What a planned case would reach going by a timed one of its model and slice: the nearest
     batch of those with its setting, else of all. {mfu, samples_per_s, same: whether of its
-    setting}; None: there is no such case, or it does not fit. same: look at those alone.
+    setting}; None: there is no such case, or it does not fit. same: True goes by cases of its
+    setting alone, False by others alone.
     """
     model, target, batch = case
     r = rows[case]
@@ -146,7 +147,7 @@ def scaled(rows, case, same=None):
 
 
 def executed(r):
-    """Operations that a step executes, in forward passes: three, and those computed again."""
+    """How long a step takes, in forward passes: three, and what is computed again."""
     return 3 + AGAIN[r["setting"]] + (r["micro_batches"] > 1)
 
 

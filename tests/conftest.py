@@ -30,13 +30,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # A tenth of the time, see multimodal.cli.collect_garbage_seldom; free_programs collects.
-    gc.set_threshold(50_000, 5, 5)
-    # absl.app does this in a program; grain reads flags and fails without it.
-    from absl import flags
+    """What a program does at its start."""
+    from multimodal.cli import collect_garbage_seldom, mark_flags_as_parsed
 
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    mark_flags_as_parsed()
+    collect_garbage_seldom()  # a tenth of the tests' time; free_programs collects
 
 
 def pytest_collection_modifyitems(config, items):

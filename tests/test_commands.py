@@ -120,7 +120,8 @@ BAD = {
 }
 
 
-# These depend on the number of devices, or are there to see what a process leaves: one does it.
+# The one speaks of the number of devices, which is another here; the other shows that a process ends
+# as these tests say. The rest is tried in this process.
 AS_PROCESSES = ("unknown key", "mesh")
 
 
