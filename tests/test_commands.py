@@ -120,8 +120,8 @@ BAD = {
 }
 
 
-# The one speaks of the number of devices, which is another here; the other shows that a process ends
-# as these tests say. The rest is tried in this process.
+# 'mesh' speaks of the number of devices, which is another in this process, where the rest is tried;
+# 'unknown key' shows that a process ends as the rest says.
 AS_PROCESSES = ("unknown key", "mesh")
 
 
