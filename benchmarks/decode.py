@@ -199,7 +199,8 @@ def with_pillow(decode, size):
 
 
 def crop(shape, rng):
-    return image_ops.random_box(shape, SCALE, rng) or (0, 0, shape[1], shape[0])
+    square = 1
+    return image_ops.random_box(shape, square, SCALE, rng) or (0, 0, shape[1], shape[0])
 
 
 def flip(pixels, rng):

@@ -5,6 +5,7 @@ coefficients.
 import dataclasses
 import inspect
 
+import jax
 import jax.numpy as jnp
 
 from multimodal.errors import UserError
@@ -58,7 +59,7 @@ class Schedule:
             raise UserError(f"{where}: the schedule {name!r} needs {', '.join(missing)}")
         schedule = Schedule(name, total, kwargs)
         try:
-            schedule(0)
+            jax.eval_shape(schedule, 0)
         except TypeError as e:
             raise UserError(f"{where}: the schedule {name!r}: {e}") from None
         return schedule

@@ -183,12 +183,16 @@ class Pipeline:
 
 
 class BatchIterator:
-    """Batches in order, a few prepared ahead by threads; close it, or use it as a context."""
+    """Batches in order, a few prepared ahead by threads; close it, or use it as a context.
+
+    Of the first batch nothing is prepared ahead before `prepare` or the next one is asked for:
+    between them a loop traces its step, and Python runs one thread at a time.
+    """
 
     def __init__(self, batch, start_step, threads):
         self._batch, self._step, self._ahead = batch, start_step, threads + 1
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="data")
-        self._waiting = collections.deque()
+        self._waiting, self._begun = collections.deque(), False
 
     def __iter__(self):
         return self
@@ -196,10 +200,17 @@ class BatchIterator:
     def __next__(self):
         if self._pool is None:
             raise StopIteration
-        while len(self._waiting) < self._ahead:
+        self.prepare(self._ahead if self._begun else 1)
+        self._begun = True
+        return self._waiting.popleft().result()
+
+    def prepare(self, count=None):
+        """Let the threads make up to `count` batches, without waiting for them; None: all that
+        are made ahead.
+        """
+        while len(self._waiting) < (count or self._ahead):
             self._waiting.append(self._pool.submit(self._batch, self._step))
             self._step += 1
-        return self._waiting.popleft().result()
 
     def close(self):
         """Stop the threads; batches under way are finished and dropped."""

@@ -15,6 +15,7 @@ from multimodal.errors import UserError
 
 _PREFIX = "##"
 _MAX_WORD = 100
+_LINES = 64  # texts cut into words at once, with line ends between them: calls cost more than names
 
 
 def backend(model, lower, strip_accents):
@@ -65,9 +66,9 @@ def train(texts, vocab_size, lower, specials):
 
 def _count_words(texts, lower):
     rules = backend(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), lower, strip_accents=False)
-    words = collections.Counter()
-    for text in texts:
-        clean = rules.normalizer.normalize_str(text)
+    words, texts = collections.Counter(), iter(texts)
+    while lines := list(itertools.islice(texts, _LINES)):
+        clean = rules.normalizer.normalize_str("\n".join(lines))
         words.update(word for word, _ in rules.pre_tokenizer.pre_tokenize_str(clean))
     return {word: n for word, n in words.items() if len(word) <= _MAX_WORD}
 

@@ -43,6 +43,9 @@ class WorkerIterator:
             self._pipeline.count_bad(index, message)
         return batch
 
+    def prepare(self):
+        """Nothing: the processes make batches ahead by themselves."""
+
     def close(self):
         """Stop the processes; batches under way are dropped."""
         if self._batches is not None:

@@ -42,6 +42,10 @@ class Clock:
         self._fetched = began, time.perf_counter()
         return to_global(batch, self._mesh)
 
+    def prepare(self):
+        """Have the next batches made while something else than Python works."""
+        self._batches.prepare()
+
     def dispatched(self, arrays):
         """Count a step, whose results these will be; returns when the one before it has ended."""
         before, self._running = self._running, self._watch.submit(_end_of, arrays)

@@ -138,7 +138,8 @@ class Run:
 
     def __post_init__(self):
         c = self.config
-        self.lr, self.advice, self.watch = learning_rate(c), Advice(c), Watch(c.skip.most)
+        self.lr = jax.jit(learning_rate(c))
+        self.advice, self.watch = Advice(c), Watch(c.skip.most)
         self.watchdog, self.preemption = Watchdog(c.hang_seconds), Preemption()
 
     def steps(self, state, step_fn, pipeline, profile=""):
@@ -185,7 +186,9 @@ class Run:
         self.goodput.begin("compile")
         chip = chip_of(jax.devices()[0].device_kind)
         options = compiler_options(jax.default_backend(), chip.name if chip else "")
-        compiled = lower_step(step_fn, state, batch).compile(compiler_options=options)
+        lowered = lower_step(step_fn, state, batch)
+        clock.prepare()  # while the compiler works
+        compiled = lowered.compile(compiler_options=options)
         self.startup.compiled(time.perf_counter() - began)
         meet("compiled")
         if flops.peak_flops():  # counting them takes half a second, and means nothing elsewhere

@@ -1,6 +1,7 @@
 """The laws of the data: resume, hosts, epochs, determinism, bad records."""
 
 import collections
+import time
 
 import numpy as np
 import pytest
@@ -48,6 +49,23 @@ def test_resume_law(build, start):
     with build(threads=3).iterate(start) as batches:
         for step in range(start, start + 8):
             assert_equal(next(batches), fresh.batch(step))
+
+
+def test_after_the_first_batch_others_are_made_when_asked_for(build, monkeypatch):
+    pipeline, made = build(), []
+    monkeypatch.setattr(pipeline, "batch", made.append)
+    with pipeline.iterate(5) as batches:
+        next(batches)
+    assert made == [5]
+    made.clear()
+    with pipeline.iterate(5) as batches:
+        next(batches)
+        batches.prepare()
+        while len(made) <= pipeline.threads + 1:
+            time.sleep(0.001)
+        next(batches)
+        next(batches)
+    assert sorted(made)[:4] == [5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from multimodal.data import wordpiece
 from multimodal.data.tokenizer import Tokenizer, train_tokenizer
 from multimodal.errors import UserError
 
@@ -101,6 +102,16 @@ def test_save_load_pickle(tokenizer, tmp_path):
     ids = tokenizer.encode_batch(["a red dog"], 12)[0]
     assert standard == ids[ids != 0].tolist()
     assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_words_of_many_texts_are_those_of_each(lower, monkeypatch):
+    rng = np.random.default_rng(0)
+    odd = "\n\r\t \u2028\u0130\u03a3\u0301\u0345\u200d犬a.Z"
+    texts = ["".join(rng.choice([*odd], rng.integers(0, 9))) for _ in range(1000)] + ["", ""]
+    found = wordpiece._count_words(texts, lower)
+    monkeypatch.setattr(wordpiece, "_LINES", 1)
+    assert list(found.items()) == list(wordpiece._count_words(texts, lower).items())
 
 
 def test_training_is_deterministic_across_processes(tmp_path):

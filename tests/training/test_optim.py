@@ -97,6 +97,7 @@ def test_cosine(step, value):
         ({"schedule": "cosin", "peak": 1.0}, r"lr\.schedule: .* \(did you mean cosine\?\)"),
         ({"schedule": "cosine", "peek": 1.0}, r"lr\.peek: .* \(did you mean peak\?\)"),
         ({"schedule": "cosine", "warmup": 5}, r"lr: the schedule 'cosine' needs peak"),
+        ({"schedule": "cosine", "peak": "high"}, r"lr: the schedule 'cosine': "),
     ],
 )
 def test_schedules_say_what_is_wrong_and_where(spec, told):
