@@ -1,4 +1,4 @@
-"""Every benchmark that needs no other machine runs as its page says, at toy sizes."""
+"""Benchmarks that need no other machine run, at toy sizes, as their page says."""
 
 import re
 import subprocess
@@ -24,7 +24,6 @@ def test_decode(capsys):
     [
         ("compile_time", ["--large", SMOKE, "--small", SMOKE, "--rounds", "1"], "median ratio"),
         ("first_step", ["--config", SMOKE, "--rounds", "1"], "median [\\d.]+ s beside import jax"),
-        ("huge_pages", ["--config", SMOKE, "--rounds", "1", "--steps", "1"], "huge"),
         ("micro_batches", ["--config", SMOKE, "--parts", "2", "--rounds", "1"], "memory [\\d.]+"),
     ],
 )

@@ -1,20 +1,27 @@
 """JPEG decoding by simplejpeg and resampling by OpenCV, for training: the optional extra `fast`.
 
 Three times as fast as Pillow, more for large files (benchmarks/decode.py). What is accepted and
-refused is Pillow's decision all the same: it reads every header, and whatever simplejpeg will not
-decode without a complaint goes to Pillow as if this module did not exist. Pixels differ a little:
+refused is Pillow's decision all the same: it reads every header but the plainest, of which it has
+nothing to say, and whatever simplejpeg will not decode without a complaint goes to Pillow as if
+this module did not exist. Pixels differ a little:
 colour is not smoothed between its samples (0.7 of 255 levels on average), and scaling is bilinear
 or an average instead of bicubic (2 levels at 224 pixels). Evaluation never comes here.
 """
 
 import importlib.util
 import math
+import struct
 
 from multimodal.config import pair
 from multimodal.data.extras import require
 
 DECODERS = ("auto", "pillow", "fast")
 _PACKAGES = ("simplejpeg", "cv2")
+_SCAN = b"\xff\xda"
+_FRAMES = b"\xff\xc0", b"\xff\xc2"
+# Markers of a plain header, and the least length of their segments.
+_LEAST = {_SCAN: 2, b"\xff\xc4": 2, b"\xff\xdb": 2, b"\xff\xdd": 4, b"\xff\xe0": 16, b"\xff\xfe": 2}
+_LEAST |= dict.fromkeys(_FRAMES, 11)
 
 
 def choose(decode, where="config.modalities.<m>.decode"):
@@ -31,22 +38,52 @@ def choose(decode, where="config.modalities.<m>.decode"):
     return decode
 
 
-def decode_jpeg(data, header, reach=None):
+def plain_size(data):
+    """(width, height) of a JPEG whose header holds nothing that Pillow could refuse, turn or mend;
+    None for any other file.
+
+    To open a file takes Pillow as long as a tenth of decoding it, and most of a data set look so:
+    whole segments of tables (DQT of 8 bits, DHT), one frame of 8 bits in one or three components
+    (SOF0, SOF2), JFIF's APP0, restarts and comments, to the first scan's header (ITU T.81, B.1).
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    at, size, kind = 2, None, None
+    while kind != _SCAN:
+        kind = data[at : at + 2]
+        n = int.from_bytes(data[at + 2 : at + 4], "big")  # of the segment, without its marker
+        if kind not in _LEAST or n < _LEAST[kind] or at + 2 + n > len(data):
+            return None
+        if kind == b"\xff\xdb":
+            if (n - 2) % 65 or any(data[i] > 15 for i in range(at + 4, at + 2 + n, 65)):
+                return None
+        elif kind in _FRAMES:
+            bits, height, width, parts = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            if size or bits != 8 or parts not in (1, 3) or n != 8 + 3 * parts:
+                return None
+            size = width, height
+        at += 2 + n
+    return size if size and min(size) else None
+
+
+def is_upright(header):
+    """Whether a file that Pillow has opened is a JPEG to decode here, and not to be turned."""
+    kind = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
+    return kind and header.getexif().get(0x0112, 1) == 1
+
+
+def decode_jpeg(data, size, reach=None):
     """Pixels of a JPEG: uint8 [H, W, 3]; None where that is better left to Pillow.
 
     Args:
       data: the file's bytes.
-      header: the same as opened by Pillow, which has not decoded it.
+      size: (width, height) by its header.
       reach: function of (height, width) to the number by which both may be divided without loss.
         The decoder divides by 2, 8/3, 4 or 8, where that is no more, leaving out high frequencies.
     """
-    if header.format not in ("JPEG", "MPO") or header.mode not in ("RGB", "L"):
-        return None
-    if header.getexif().get(0x0112, 1) != 1:  # to be turned
-        return None
     import simplejpeg
 
-    width, height = header.size
+    width, height = size
     most = reach(height, width) if reach else 1
     least = {}
     if most >= 2:

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 
+from multimodal.data import fast_image
 from multimodal.errors import BadRecord
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -21,8 +22,8 @@ def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS, fast=
     or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is always applied,
     16-bit grey is scaled to 8 bits, transparency is laid on `background` (RGB). Raises BadRecord
     for anything else, and for more than `max_pixels` by the header, before decoding. `fast` is
-    another decoder that may come first: a function of (bytes, header opened by Pillow) to pixels,
-    or to None where it declines.
+    another decoder for JPEGs, that may come first: a function of (bytes, (width, height)) to
+    pixels, or to None where it declines.
     """
     if isinstance(value, np.ndarray):
         return _array_to_rgb(value, background)
@@ -30,12 +31,18 @@ def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS, fast=
         raise BadRecord("image is empty (0 bytes)")
     from PIL import Image, ImageOps
 
+    plain = fast_image.plain_size(bytes(value)) if fast else None
+    if plain and plain[0] * plain[1] <= min(max_pixels, MAX_PIXELS):  # Pillow has a limit as well
+        pixels = fast(value, plain)
+        if pixels is not None:
+            return pixels
     try:
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
-            pixels = fast(value, image) if fast else None
-            if pixels is not None:
-                return pixels
+            if fast and not plain and fast_image.is_upright(image):
+                pixels = fast(value, image.size)
+                if pixels is not None:
+                    return pixels
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image), background))
     except BadRecord:

@@ -178,8 +178,8 @@ class ImageTransform:
         self.size = pair(host_size) if host_size else tuple(n * 3 // 2 for n in self.size)
         self.augment, self.flip = "none", False
 
-    def _fast_jpeg(self, data, header):
-        return fast_image.decode_jpeg(data, header, self._reach)
+    def _fast_jpeg(self, data, size):
+        return fast_image.decode_jpeg(data, size, self._reach)
 
     def _reach(self, height, width):
         """How many times smaller than [height, width] the pixels may be for the smallest crop."""

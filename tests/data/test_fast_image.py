@@ -90,6 +90,34 @@ def test_damaged_files_have_the_same_verdict(options):
     assert all(a == b for a, b in verdicts)
 
 
+@pytest.mark.parametrize("options", [{}, dict(progressive=True), dict(mode="L")])
+def test_plain_headers(options):
+    data = jpeg(photo(40, 48), **options)
+    assert fast_image.plain_size(data) == (48, 40)
+    for more in (dict(mode="CMYK"), dict(exif=Image.Exif()), dict(icc_profile=b"x" * 200)):
+        assert fast_image.plain_size(jpeg(photo(40, 48), **more)) is None
+    scan = data.index(b"\xff\xda")
+    for n in range(scan + 8):
+        assert fast_image.plain_size(data[:n]) is None
+
+
+@needs_extra
+@pytest.mark.slow
+def test_pillow_opens_every_plain_header():
+    """Whatever is changed in a header: one that counts as plain has the size that Pillow reads."""
+    rng, plain = np.random.default_rng(0), 0
+    for options in ({}, dict(progressive=True), dict(mode="L"), dict(comment=b"x" * 30)):
+        data = jpeg(photo(40, 48), **options)
+        for _ in range(20_000):
+            odd = damaged(data[:700], rng)
+            if size := fast_image.plain_size(odd):
+                plain += 1
+                with Image.open(io.BytesIO(odd), formats=("JPEG",)) as image:
+                    assert image.size == size and image.mode in ("RGB", "L")
+                    assert fast_image.is_upright(image)
+    assert plain > 10_000
+
+
 @needs_extra
 def test_limit_is_checked_before_decoding(monkeypatch):
     monkeypatch.setattr(fast_image, "decode_jpeg", None)  # would raise if it were called
@@ -104,6 +132,7 @@ def test_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = jpeg(photo(), exif=exif)
+    assert fast_image.plain_size(data) is None
     a, b = (decode_image(data, fast=f).astype(int) for f in (fast_image.decode_jpeg, None))
     assert a.shape == b.shape == ((100, 75, 3) if orientation == 6 else (75, 100, 3))
     assert np.abs(a - b).mean() < 2
