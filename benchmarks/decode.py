@@ -174,10 +174,11 @@ def turbojpeg_stacks(size):
 def our_stacks(size):
     """The transforms that training uses, with all their checks."""
     cfg = dict(size=size, augment="random_resized_crop", scale=SCALE, flip=True)
-    reference = build_transform("image", dict(cfg, decode="pillow"), train=True)
-    ours = {"this repository, decode='pillow'": reference}
-    fast = build_transform("image", dict(cfg, decode="fast"), train=True)
-    return ours | {"this repository, decode='fast'": fast}
+    ways = ("pillow", "fast") if fast_image.choose("auto") == "fast" else ("pillow",)
+    return {
+        f"this repository, decode={way!r}": build_transform("image", dict(cfg, decode=way), True)
+        for way in ways
+    }
 
 
 def with_cv2(cv2, decode, size, method):
