@@ -1,4 +1,4 @@
-"""Benchmarks that need no other machine run, at toy sizes, as their page says."""
+"""Benchmarks of the host run, at toy sizes, as their page says."""
 
 import re
 import subprocess

@@ -39,12 +39,12 @@ def choose(decode, where="config.modalities.<m>.decode"):
 
 
 def plain_size(data):
-    """(width, height) of a JPEG whose header holds nothing that Pillow could refuse, turn or mend;
-    None for any other file.
+    """(width, height) of a JPEG that Pillow could not refuse on opening, nor turn; None for any
+    other file.
 
-    To open a file takes Pillow as long as a tenth of decoding it, and most of a data set look so:
-    whole segments of tables (DQT of 8 bits, DHT), one frame of 8 bits in one or three components
-    (SOF0, SOF2), JFIF's APP0, restarts and comments, to the first scan's header (ITU T.81, B.1).
+    Opening costs, most where caches are cold, and files without a camera's notes look so: whole
+    segments of tables (DQT of 8 bits, DHT), one frame of 8 bits in one or three components (SOF0,
+    SOF2), APP0, restarts and comments, to the first scan's header (ITU T.81, B.1).
     """
     if data[:2] != b"\xff\xd8":
         return None

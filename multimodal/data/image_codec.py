@@ -31,12 +31,14 @@ def decode_image(value, background=(255, 255, 255), max_pixels=MAX_PIXELS, fast=
         raise BadRecord("image is empty (0 bytes)")
     from PIL import Image, ImageOps
 
-    plain = fast_image.plain_size(bytes(value)) if fast else None
-    if plain and plain[0] * plain[1] <= min(max_pixels, MAX_PIXELS):  # Pillow has a limit as well
-        pixels = fast(value, plain)
-        if pixels is not None:
-            return pixels
     try:
+        plain = fast_image.plain_size(value) if fast and isinstance(value, bytes) else None
+        if plain and plain[0] * plain[1] > min(max_pixels, MAX_PIXELS):
+            plain = None  # Pillow has a limit of its own
+        if plain:
+            pixels = fast(value, plain)
+            if pixels is not None:
+                return pixels
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
             if fast and not plain and fast_image.is_upright(image):

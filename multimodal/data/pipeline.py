@@ -185,8 +185,8 @@ class Pipeline:
 class BatchIterator:
     """Batches in order, a few prepared ahead by threads; close it, or use it as a context.
 
-    Of the first batch nothing is prepared ahead before `prepare` or the next one is asked for:
-    between them a loop traces its step, and Python runs one thread at a time.
+    After the first batch none is made ahead until `prepare` or the next one is asked for: between
+    them a loop traces its step, and Python runs one thread at a time.
     """
 
     def __init__(self, batch, start_step, threads):
@@ -208,7 +208,8 @@ class BatchIterator:
         """Let the threads make up to `count` batches, without waiting for them; None: all that
         are made ahead.
         """
-        while len(self._waiting) < (count or self._ahead):
+        count = self._ahead if count is None else count
+        while self._pool is not None and len(self._waiting) < count:
             self._waiting.append(self._pool.submit(self._batch, self._step))
             self._step += 1
 

@@ -138,7 +138,8 @@ class Run:
 
     def __post_init__(self):
         c = self.config
-        self.lr = jax.jit(learning_rate(c))
+        rate = learning_rate(c)
+        self.lr = rate if isinstance(c.optim.lr, int | float) else jax.jit(rate)
         self.advice, self.watch = Advice(c), Watch(c.skip.most)
         self.watchdog, self.preemption = Watchdog(c.hang_seconds), Preemption()
 

@@ -2,6 +2,7 @@
 and none of it in evaluation.
 """
 
+import contextlib
 import io
 import json
 import pickle
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from multimodal.config import check_same, load_config, read_config, save_config
-from multimodal.data import extras, fast_image, image_ops
+from multimodal.data import extras, fast_image, image_codec, image_ops
 from multimodal.data.image_codec import decode_image
 from multimodal.data.transforms import build_transform
 from multimodal.errors import BadRecord, UserError
@@ -73,7 +74,7 @@ def damaged(data, rng):
         del data[at : at + rng.integers(1, 40)]
         return bytes(data)
     for _ in range(rng.integers(1, 4)):
-        data[rng.integers(len(data) if kind == 1 else 600)] = rng.integers(256)
+        data[rng.integers(len(data) if kind == 1 else min(600, len(data)))] = rng.integers(256)
     return bytes(data)
 
 
@@ -101,21 +102,55 @@ def test_plain_headers(options):
         assert fast_image.plain_size(data[:n]) is None
 
 
-@needs_extra
-@pytest.mark.slow
-def test_pillow_opens_every_plain_header():
+def test_pillow_opens_every_plain_header(monkeypatch):
     """Whatever is changed in a header: one that counts as plain has the size that Pillow reads."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # decode_image has the limit
     rng, plain = np.random.default_rng(0), 0
     for options in ({}, dict(progressive=True), dict(mode="L"), dict(comment=b"x" * 30)):
         data = jpeg(photo(40, 48), **options)
-        for _ in range(20_000):
-            odd = damaged(data[:700], rng)
-            if size := fast_image.plain_size(odd):
+        scan = data.index(b"\xff\xda")
+        header, rest = data[: scan + 2 + data[scan + 3]], data[scan + 2 + data[scan + 3] :]
+        for _ in range(5_000):
+            odd = damaged(header, rng)
+            if odd != header and (size := fast_image.plain_size(odd + rest)):
                 plain += 1
+                odd += rest
                 with Image.open(io.BytesIO(odd), formats=("JPEG",)) as image:
                     assert image.size == size and image.mode in ("RGB", "L")
                     assert fast_image.is_upright(image)
-    assert plain > 10_000
+    assert plain > 5_000
+
+
+@pytest.mark.parametrize("decode", [pytest.param("fast", marks=needs_extra), "pillow"])
+@pytest.mark.parametrize(
+    "value", [{"bytes": b"x"}, [b"abc"], [300], 1.5, 10**15, bytearray(jpeg(photo()))]
+)
+def test_what_is_no_bytes_is_a_bad_record_at_most(value, decode):
+    transform = build_transform("image", dict(size=16, decode=decode), train=True)
+    if isinstance(value, bytearray):
+        assert transform(value).shape == (16, 16, 3)
+        return
+    with pytest.raises(BadRecord):
+        transform(value)
+
+
+@needs_extra
+def test_memory_that_is_not_there_is_a_bad_record():
+    def fast(data, size):
+        raise MemoryError
+
+    with pytest.raises(BadRecord):
+        decode_image(jpeg(photo()), fast=fast)
+
+
+@needs_extra
+@pytest.mark.parametrize("limit, calls", [(1000, 0), (10_000, 1), (70_000_000, 1)])
+def test_plain_or_not_a_decoder_is_asked_once(limit, calls, monkeypatch):
+    asked = []
+    monkeypatch.setattr(image_codec, "MAX_PIXELS", 5000)
+    with contextlib.suppress(BadRecord):
+        decode_image(jpeg(photo()), max_pixels=limit, fast=lambda *a: asked.append(a))
+    assert [size for _, size in asked] == [(100, 75)] * calls
 
 
 @needs_extra

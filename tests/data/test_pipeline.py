@@ -61,8 +61,10 @@ def test_after_the_first_batch_others_are_made_when_asked_for(build, monkeypatch
     with pipeline.iterate(5) as batches:
         next(batches)
         batches.prepare()
-        while len(made) <= pipeline.threads + 1:
+        end = time.monotonic() + 30
+        while len(made) <= pipeline.threads + 1 and time.monotonic() < end:
             time.sleep(0.001)
+        assert len(made) == pipeline.threads + 2
         next(batches)
         next(batches)
     assert sorted(made)[:4] == [5, 6, 7, 8]
