@@ -68,6 +68,7 @@ def test_eval_repeats_what_training_measured(workdir, tmp_path):
     assert "text -> image" in out
 
 
+@pytest.mark.slow
 def test_eval_of_other_data_prints_that_alone_and_keeps_the_rest(workdir, tmp_path):
     copy = shutil.copytree(workdir, tmp_path / "copy")
     kwargs = {"modalities": ("image", "text"), "examples": 16}
@@ -79,6 +80,7 @@ def test_eval_of_other_data_prints_that_alone_and_keeps_the_rest(workdir, tmp_pa
     assert splits == {"toy:val", "unseen_combination", "unseen_glyph"}
 
 
+@pytest.mark.slow
 def test_training_again_changes_nothing(workdir):
     before = (workdir / "metrics.jsonl").read_bytes()
     code, _, err = processes.run("train.py", *SMOKE, "--workdir", workdir)

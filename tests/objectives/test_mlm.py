@@ -38,6 +38,7 @@ def test_random_tokens_are_words_wherever_the_special_ones_are(special):
     assert np.abs(counts[words[1:]] - each).max() < 5 * np.sqrt(each)
 
 
+@pytest.mark.slow
 def test_a_mask_token_with_the_last_id_gives_a_finite_loss(tmp_path):
     tokenizer = load(tmp_path, DEFAULT)
     assert tokenizer.mask == tokenizer.vocab_size - 1

@@ -84,8 +84,9 @@ def test_gradients_between_hosts_go_over_a_gpus_own_share_of_the_network():
 EMOJI = pytest.param("configs/emoji.py:smoke", marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["configs/clip.py:smoke", EMOJI])
-@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 64])
+@pytest.mark.parametrize("k", [1, 64])
 def test_micro_batches_keep_what_goes_in_and_out_of_them(spec, k):
     """Within a factor of what XLA allots; without it the estimate was a hundredth."""
     c = config("batch_size=1024", f"micro_batches={k}", spec=spec)

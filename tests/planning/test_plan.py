@@ -39,6 +39,7 @@ def test_state_is_counted_to_the_byte():
     assert memory.state_bytes(c, 8)["parameters"] < 0.6 * one["parameters"]
 
 
+@pytest.mark.slow
 def test_remat_and_micro_batches_keep_less():
     base = ("modalities.image.depth=3", "batch_size=32", "modalities.image.width=64")
     plain = memory.activation_bytes(config(*base), 1)
@@ -91,6 +92,7 @@ def test_a_plan_has_digits_that_count_and_one_unit_a_column():
         assert ": 1 device, " in render(plan) and re.search(told, render(plan))
 
 
+@pytest.mark.slow
 def test_advice_fits_by_the_formula_that_it_is_given_by():
     c = config("batch_size=4096", "modalities.image.depth=3")
     target = parse_target("gpu:a100:1x4")

@@ -128,7 +128,8 @@ def test_other_sizes_and_other_towers_are_refused(run):
         from_run(params, c.init)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("run", marks=pytest.mark.slow), "file"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["run", "file"])
 def test_weights_go_to_the_devices_in_parts(kind, tmp_path, monkeypatch):
     """No device ever holds a large array whole, neither before nor after the import."""
     c = laws.tiny_config("contrastive")
