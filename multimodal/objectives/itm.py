@@ -6,15 +6,9 @@ import optax
 
 from multimodal.objectives.contrastive import choice, default_positives
 from multimodal.objectives.fetch import fetch
+from multimodal.objectives.negatives import draw_negatives
 from multimodal.objectives.registry import register
-from multimodal.objectives.sampling import (
-    draw_negatives,
-    index_of,
-    masked_mean,
-    similarity,
-)
-
-stop = jax.lax.stop_gradient
+from multimodal.objectives.sampling import index_of, masked_mean
 
 
 @register("itm", needs=("match",))
@@ -27,6 +21,7 @@ def itm(
     b="text",
     positives="",
     fetching="auto",
+    block=0,
     negatives=None,
     mode="corrected",
 ):
@@ -42,6 +37,7 @@ def itm(
       positives: 'id' or 'diagonal', which pairs belong together; by default what the mode does.
       fetching: how tokens of negatives come from other devices: 'all_to_all' moves the drawn rows,
         'gather' all tokens; 'auto': the former. The values are the same.
+      block: columns at a time that negatives are looked for among, of all devices; 0: by memory.
       negatives: (a for each b, b for each a), [B] int each, to use instead of drawing (parity
         tests).
     Returns: loss, {'accuracy': over positives and negatives}.
@@ -50,20 +46,17 @@ def itm(
     positives = choice("positives", positives or default_positives(mode), ("id", "diagonal"))
     choice("fetching", fetching, ("auto", "all_to_all", "gather"))
     size = len(ids)
-    same = jnp.eye(size, dtype=bool)
-    same = same if positives == "diagonal" else same | (ids[:, None] == ids[None])
-    allowed = ~same & present[:, None] & present[None]
-    # The original compares with the teacher's embeddings, as its contrastive loss does.
-    seen = out["teacher"] if mode == "albef_original" and "teacher" in out else out
-    sims_a = stop(net.scale() * similarity(out[b].embed, seen[a].embed))
-    sims_b = stop(net.scale() * similarity(out[a].embed, seen[b].embed))
+    ids = ids if positives == "id" else jnp.arange(size, dtype=jnp.int32)
     if negatives is None:
-        index = index_of(batch, size)
+        # The original compares with the teacher's embeddings, as its contrastive loss does.
+        seen = out["teacher"] if mode == "albef_original" and "teacher" in out else out
+        about = ids, present, index_of(batch, size), net.scale(), block
         rng_a, rng_b = jax.random.split(rng)
-        neg_a, found = draw_negatives(rng_a, sims_a, allowed, index)
-        neg_b, _ = draw_negatives(rng_b, sims_b, allowed, index)
+        neg_a, found = draw_negatives(rng_a, out[b].embed, seen[a].embed, *about)
+        neg_b, _ = draw_negatives(rng_b, out[a].embed, seen[b].embed, *about)
     else:
-        (neg_a, neg_b), found = negatives, allowed.any(1)
+        neg_a, neg_b = negatives
+        found = ((ids[:, None] != ids[None]) & present[:, None] & present[None]).any(1)
 
     tokens_a, tokens_b = out[a].tokens, out[b].tokens
     query = jax.tree.map(beside, tokens_b, tokens_b, fetch(tokens_b, neg_b, fetching))

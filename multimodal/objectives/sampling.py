@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from multimodal.nn.model import example_keys
-
 
 def dot(a, b, ca, cb):
     """Product over axis ca of a and cb of b, accumulated in at least float32. Operands of less than
@@ -31,26 +29,3 @@ def masked_mean(x, w):
 def index_of(batch, size):
     """[B] what tells examples apart for random draws: batch['index'], else their places."""
     return batch.get("index", jnp.arange(size))
-
-
-def pair_gumbel(rng, index):
-    """[B, B] Gumbel noise; entry (i, j) depends on examples i and j only, so that masking or moving
-    others
-    changes no draw."""
-    rows = example_keys(rng, index)
-    keys = jax.vmap(lambda k: example_keys(k, index))(rows)
-    return jax.vmap(jax.vmap(jax.random.gumbel))(keys)
-
-
-def draw_negatives(rng, logits, allowed, index):
-    """One column a row, drawn in proportion to exp(logits) among the allowed ones.
-
-    Masking comes before the softmax (as -inf); ALBEF zeroes after it and dies when the rest
-    underflows.
-
-    Args:
-      logits: [B, B]; allowed: [B, B] bool; index: [B].
-    Returns: choice [B] int32 (0 for a row without any allowed column), found [B] bool.
-    """
-    noisy = jnp.where(allowed, logits + pair_gumbel(rng, index).astype(logits.dtype), -jnp.inf)
-    return jnp.argmax(noisy, axis=1), allowed.any(1)
