@@ -3,9 +3,9 @@
 Three times as fast as Pillow, more for large files (benchmarks/decode.py). What is accepted and
 refused is Pillow's decision all the same: it reads every header but the plainest, of which it has
 nothing to say, and whatever simplejpeg will not decode without a complaint goes to Pillow as if
-this module did not exist. Pixels differ a little:
-colour is not smoothed between its samples (0.7 of 255 levels on average), and scaling is bilinear
-or an average instead of bicubic (2 levels at 224 pixels). Evaluation never comes here.
+this module did not exist. Pixels differ a little: colour is not smoothed between its samples (0.7
+of 255 levels on average), and scaling is bilinear or an average instead of bicubic (2 levels at 224
+pixels). Evaluation never comes here.
 """
 
 import importlib.util
@@ -17,10 +17,11 @@ from multimodal.data.extras import require
 
 DECODERS = ("auto", "pillow", "fast")
 _PACKAGES = ("simplejpeg", "cv2")
-_SCAN = b"\xff\xda"
+# Markers (ITU T.81, table B.1): start of scan, quantization tables, start of frame (SOF0, SOF2).
+_SCAN, _TABLES = b"\xff\xda", b"\xff\xdb"
 _FRAMES = b"\xff\xc0", b"\xff\xc2"
-# Markers of a plain header, and the least length of their segments.
-_LEAST = {_SCAN: 2, b"\xff\xc4": 2, b"\xff\xdb": 2, b"\xff\xdd": 4, b"\xff\xe0": 16, b"\xff\xfe": 2}
+# Those of a plain header, with DHT, DRI, APP0 and COM, and the least length of their segments.
+_LEAST = {_SCAN: 2, b"\xff\xc4": 2, _TABLES: 2, b"\xff\xdd": 4, b"\xff\xe0": 16, b"\xff\xfe": 2}
 _LEAST |= dict.fromkeys(_FRAMES, 11)
 
 
@@ -54,7 +55,7 @@ def plain_size(data):
         n = int.from_bytes(data[at + 2 : at + 4], "big")  # of the segment, without its marker
         if kind not in _LEAST or n < _LEAST[kind] or at + 2 + n > len(data):
             return None
-        if kind == b"\xff\xdb":
+        if kind == _TABLES:
             if (n - 2) % 65 or any(data[i] > 15 for i in range(at + 4, at + 2 + n, 65)):
                 return None
         elif kind in _FRAMES:
