@@ -7,6 +7,7 @@ import numpy as np
 from flax import linen as nn
 
 from multimodal.errors import UserError
+from multimodal.nn.dense import Dense
 from multimodal.nn.layers import (
     ACTIVATIONS,
     Stack,
@@ -84,7 +85,7 @@ class SpectrogramTransformer(PatchTransformer):
         check_pool(self, ("class", "mean", "map", "none"))
         x = spectrogram_of(self, sound)[..., None]
         x = patchify(x, self.patch, self.stride)
-        x = nn.Dense(self.width, dtype=self.dtype, name="patch_embed")(x)
+        x = Dense(self.width, dtype=self.dtype, name="patch_embed")(x)
         return self.transform(x, present, keys)
 
 

@@ -23,6 +23,14 @@ def device_count(axes) -> int:
     return math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
 
 
+def platform() -> str:
+    """The platform, 'cpu' say, of the mesh that is set, else of the default devices: a plan for
+    other devices than are here is traced for them.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def shard_batch(x):
     """Keep the leading axis of x sharded over the mesh's batch axes, if a mesh is set and divides
     it.

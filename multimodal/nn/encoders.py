@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import SpectrogramTransformer, WhisperEncoder
+from multimodal.nn.dense import Dense
 from multimodal.nn.layers import (
     Stack,
     Tokens,
@@ -102,7 +103,7 @@ class TextTransformer(nn.Module):
         if self.final_norm:
             self.norm_final = norm()
         if self.pooler:
-            self.pooler_dense = nn.Dense(self.width, dtype=self.dtype)
+            self.pooler_dense = Dense(self.width, dtype=self.dtype)
         self.stack = Stack(block_config(self), layers_of(self))
 
     def __call__(self, ids, present, keys=None, mask=None):

@@ -11,6 +11,7 @@ import math
 import jax.numpy as jnp
 from flax import linen as nn
 
+from multimodal.nn.dense import Dense, DenseGeneral
 from multimodal.nn.encoders import mean_pool
 from multimodal.nn.layers import (
     Block,
@@ -62,7 +63,7 @@ class CrossAttention(nn.Module):
         keys_in, keys_out = fold_keys(x.keys, 0), fold_keys(x.keys, 1)
         if context is not None:
             q, k, v = (
-                nn.DenseGeneral(
+                DenseGeneral(
                     (self.heads, self.width // self.heads),
                     use_bias=False,
                     kernel_init=nn.initializers.xavier_uniform(),
@@ -228,7 +229,7 @@ class JointFusion(nn.Module):
         tokens = e.tokens
         if self.stage == "late":
             tokens = Tokens(e.pooled[:, None], e.present[:, None], tokens.keys)
-        x = nn.Dense(self.width, dtype=self.dtype, name=f"enter_{m}")(tokens.x)
+        x = Dense(self.width, dtype=self.dtype, name=f"enter_{m}")(tokens.x)
         mask = tokens.mask
         if self.standin:
             token = self.param(f"standin_{m}", nn.initializers.normal(0.02), (self.width,))

@@ -1,7 +1,6 @@
 """Transformer building blocks that every encoder, fusion and decoder share."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +18,7 @@ from multimodal.nn.attention import (
     tokens_to_add,
 )
 from multimodal.nn.batch import dropout, fold_keys, shard_batch
+from multimodal.nn.dense import Dense, DenseGeneral, Heads
 from multimodal.nn.rows import wide
 
 
@@ -101,32 +101,6 @@ def block_config(module, **changes) -> BlockConfig:
     return BlockConfig(**shared_fields(module, BlockConfig) | changes)
 
 
-class Heads(nn.DenseGeneral):
-    """A dense layer [B, T, D] -> [B, T, heads, depth]. Where `flat`, the bias is added before the
-    features are split: only then the product of cuBLAS adds it by itself.
-    """
-
-    flat: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        if not self.flat:
-            return super().__call__(x)
-        shape = x.shape[-1], *self.features
-        width = math.prod(self.features)
-
-        def initial(key, shape, dtype):
-            return self.kernel_init(key, (shape[0], width), dtype).reshape(shape)
-
-        kernel = self.param("kernel", initial, shape, self.param_dtype).reshape(-1, width)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, self.features, self.param_dtype).reshape(-1)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-        return (y if bias is None else y + bias).reshape(*x.shape[:-1], *self.features)
-
-
 class Attention(nn.Module):
     """Multi-head attention of x [B, T, width] over context [B, S, any]; q, k and v go straight into
     heads. Short sequences may share a row (see attention.examples_a_row): from here on, since
@@ -165,7 +139,7 @@ class Attention(nn.Module):
         v = checkpoint_name(split(name="value")(context), "value")
         length = shape[1] if share > 1 else 0
         out = attend(q, k, v, mask, self.causal, self.dropout, keys, kernel, length, self.real)
-        out = nn.DenseGeneral(
+        out = DenseGeneral(
             self.width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out"
         )(out)
         return out.reshape(*shape[:-1], self.width)
@@ -182,7 +156,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         h = checkpoint_name(dense(self.hidden, name="up")(x), "up")
         h = checkpoint_name(ACTIVATIONS[self.act](h), "act")
         return dense(self.width, name="down")(h)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import struct
 
 from multimodal.nn.critics import Perceptron
+from multimodal.nn.dense import Dense
 from multimodal.nn.encoders import build_encoder
 from multimodal.nn.fusion import build_fusion
 from multimodal.nn.joint import blocks_apart
@@ -67,7 +68,7 @@ class MlmHead(nn.Module):
     @nn.compact
     def __call__(self, x, attend):
         init = nn.initializers.normal(0.02)
-        x = nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="transform")(x)
+        x = Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="transform")(x)
         x = layer_norm(self.eps, self.dtype, "norm")(ACTIVATIONS[self.act](x))
         logits = attend(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) + self.bias
@@ -113,7 +114,7 @@ class Model(nn.Module):
         cfgs = self.modalities
         shared = dict(dtype=self.dtype, attention_kernel=self.attention_kernel)
         self.encoder = {m: build_encoder(self._apart(c), **shared) for m, c in cfgs.items()}
-        project = partial(nn.Dense, self.embed_dim, kernel_init=nn.initializers.xavier_uniform())
+        project = partial(Dense, self.embed_dim, kernel_init=nn.initializers.xavier_uniform())
         projected = {m: c["proj_bias"] for m, c in cfgs.items() if c["proj"]}
         if "retrieve" in self.heads:
             projected[JOINT] = True
@@ -129,7 +130,7 @@ class Model(nn.Module):
             self.bias = self.param("logit_bias", nn.initializers.constant(t["bias"]), ())
 
     def _setup_heads(self):
-        dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype)
+        dense = partial(Dense, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype)
         if "match" in self.heads:
             self.match_head = dense(2)
         if "mlm" in self.heads:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from multimodal.nn.dense import Dense
+
 OPERATORS: dict[str, type[nn.Module]] = {}
 
 
@@ -80,7 +82,7 @@ class Reduce(nn.Module):
 
     @nn.compact
     def __call__(self, x, there):
-        return jnp.where(there, nn.Dense(self.width, dtype=self.dtype)(x), 0)
+        return jnp.where(there, Dense(self.width, dtype=self.dtype)(x), 0)
 
 
 @register_operator("concat")
@@ -92,7 +94,7 @@ class Concatenation(nn.Module):
 
     @nn.compact
     def __call__(self, xs, there):
-        return nn.Dense(self.width, dtype=self.dtype, name="out")(jnp.concatenate(xs, axis=-1))
+        return Dense(self.width, dtype=self.dtype, name="out")(jnp.concatenate(xs, axis=-1))
 
 
 @register_operator("tensor")
@@ -111,7 +113,7 @@ class Tensor(nn.Module):
             Reduce(self.inner, self.dtype, name=f"reduce_{i}")(x, t)
             for i, (x, t) in enumerate(zip(xs, there, strict=True))
         ]
-        return nn.Dense(self.width, dtype=self.dtype, name="out")(outer_product(small))
+        return Dense(self.width, dtype=self.dtype, name="out")(outer_product(small))
 
 
 @register_operator("low_rank_tensor")
@@ -152,8 +154,8 @@ class Gated(nn.Module):
         together = jnp.concatenate(xs, axis=-1)
         values, gates = [], []
         for i, x in enumerate(xs):
-            values.append(jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name=f"value_{i}")(x)))
-            gates.append(nn.Dense(self.width, dtype=self.dtype, name=f"gate_{i}")(together))
+            values.append(jnp.tanh(Dense(self.width, dtype=self.dtype, name=f"value_{i}")(x)))
+            gates.append(Dense(self.width, dtype=self.dtype, name=f"gate_{i}")(together))
         seen = jnp.stack([jnp.broadcast_to(t, g.shape) for t, g in zip(there, gates, strict=True)])
         floor = jnp.finfo(gates[0].dtype).min / 2
         gates = jax.nn.softmax(jnp.where(seen, jnp.stack(gates), floor), axis=0)
@@ -181,7 +183,7 @@ class Multiplicative(nn.Module):
         out = small[0]
         for i, y in enumerate(small[1:]):
             out = multiplicative(out, y, *self._weights(i, out.shape[-1], size, y.dtype))
-        return nn.Dense(self.width, dtype=self.dtype, name="out")(out)
+        return Dense(self.width, dtype=self.dtype, name="out")(out)
 
     def _weights(self, i, n, m, dtype):
         shapes = {

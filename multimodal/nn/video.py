@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import check_pool
+from multimodal.nn.dense import Dense
 from multimodal.nn.layers import Tokens, dropout, fold_keys, layer_norm, shared_fields
 from multimodal.nn.rows import add_positions
 from multimodal.nn.vit import PatchTransformer, ViT, normalize
@@ -116,7 +117,7 @@ class VideoTransformer(ClipTransformer):
                 f"multiples of tubelet {self.tubelet} and patch {self.patch}"
             )
         x = tubelets(pixels(self, video), self.tubelet, self.patch)
-        x = nn.Dense(self.width, dtype=self.dtype, name="patch_embed")(x)
+        x = Dense(self.width, dtype=self.dtype, name="patch_embed")(x)
         if self.attention == "joint":
             return self.transform(x.reshape(len(x), -1, self.width), present, keys)
         if self.attention != "factorised":
@@ -163,5 +164,5 @@ class FrameTransformer(ClipTransformer):
     def over_all(self, x, keys):
         """A dense layer of the features of all times [B, T, D] -> [B, width]."""
         x = dropout(x.reshape(len(x), -1), self.dropout, fold_keys(keys, 2))
-        x = nn.Dense(self.width, dtype=self.dtype, name="times")(x)
+        x = Dense(self.width, dtype=self.dtype, name="times")(x)
         return layer_norm(self.eps, self.dtype, "times_norm")(x)

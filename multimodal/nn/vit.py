@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from multimodal.config import pair
 from multimodal.errors import UserError
+from multimodal.nn.dense import Dense
 from multimodal.nn.layers import (
     ACTIVATIONS,
     Attention,
@@ -49,7 +50,7 @@ def mean_pool(tokens: Tokens):
 
 def pooler(x, dtype):
     """BERT's and ViT's tanh(dense(x)); call inside a compact method."""
-    return jnp.tanh(nn.Dense(x.shape[-1], dtype=dtype, name="pooler")(x))
+    return jnp.tanh(Dense(x.shape[-1], dtype=dtype, name="pooler")(x))
 
 
 def sinusoids(length: int, width: int):
@@ -194,7 +195,7 @@ class ViT(PatchTransformer):
         x, patch = normalize(image, self.mean, self.std, self.dtype), self.patch
         if self.stem == "conv":
             x, patch = self._convolve(x), 1
-        embed = nn.Dense(self.width, use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")
+        embed = Dense(self.width, use_bias=self.patch_bias, dtype=self.dtype, name="patch_embed")
         return self.transform(embed(patchify(x, patch)), present, keys)
 
     def _convolve(self, x):

@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from multimodal.errors import UserError
 from multimodal.nn.audio import check_pool
+from multimodal.nn.dense import Dense
 from multimodal.nn.layers import (
     ACTIVATIONS,
     Stack,
@@ -124,7 +125,7 @@ class Wav2Vec2(nn.Module):
             self.conv_dims, self.conv_kernels, self.conv_strides, dtype=self.dtype, name="features"
         )(wave.astype(self.dtype))
         x = layer_norm(self.eps, self.dtype, "feature_norm")(x)
-        x = nn.Dense(self.width, dtype=self.dtype, name="feature_projection")(x)
+        x = Dense(self.width, dtype=self.dtype, name="feature_projection")(x)
         x = x + PositionalConvolution(
             self.position_kernel, self.position_groups, dtype=self.dtype, name="positions"
         )(x)

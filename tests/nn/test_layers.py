@@ -13,7 +13,6 @@ from multimodal.nn.layers import (
     POLICIES,
     REMAT,
     BlockConfig,
-    Heads,
     Layers,
     Stack,
     gelu,
@@ -108,21 +107,6 @@ def test_kept_context_goes_with_what_cudnn_gives_beside_it(monkeypatch):
 
     found = {remat: forward_passes(remat) for remat in ("none", "full", "elementwise")}
     assert found == {"none": 1, "full": 2, "elementwise": 1}
-
-
-def test_heads_are_a_dense_layer_of_the_same_parameters_however_it_adds_its_bias():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
-    for bias in (True, False):
-        usual, flat = (Heads((2, 8), use_bias=bias, flat=flat) for flat in (False, True))
-        dense = nn.DenseGeneral((2, 8), use_bias=bias)
-        params = [m.init(jax.random.key(0), x) for m in (usual, flat, dense)]
-        assert all(laws.worst(p, params[0]) == 0 for p in params)
-        shifted = jax.tree.map(lambda p: p + 0.1, params[0])
-        gradients = [
-            jax.grad(lambda p, m=m: (m.apply(p, x) ** 3).sum())(shifted)
-            for m in (usual, flat, dense)
-        ]
-        assert all(laws.worst(g, gradients[0]) < 1e-5 for g in gradients)
 
 
 def test_gradients_of_rows_that_many_examples_share_are_summed_in_float32():

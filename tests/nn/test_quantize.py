@@ -9,6 +9,7 @@ import pytest
 
 from multimodal.config import load_config
 from multimodal.errors import UserError
+from multimodal.nn import dense
 from multimodal.nn.model import Net, build_model
 from multimodal.training.setup import example_batch
 from tests import laws
@@ -48,6 +49,20 @@ def test_products_are_of_eight_bits(batch, kind, short, overrides):
     params = jax.eval_shape(exact.init, jax.random.key(0), batch)["params"]
     assert short in str(jax.make_jaxpr(lambda p: loss(small, p, batch))(params))
     assert short not in str(jax.make_jaxpr(lambda p: loss(exact, p, batch))(params))
+
+
+def test_a_cpus_form_of_products_leaves_qwix_its_gradients(batch, monkeypatch):
+    pytest.importorskip("qwix", reason="the extra quantize is not installed")
+    model = model_of("int8")
+    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+
+    def blocks():
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(model, p, batch)))(params)
+        return [str(e) for e in jaxpr.eqns if "i8[" in str(e)]
+
+    here = blocks()
+    monkeypatch.setattr(dense, "platform", lambda: "tpu")
+    assert len(here) > 50 and here == blocks()
 
 
 @pytest.mark.slow

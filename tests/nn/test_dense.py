@@ -1,0 +1,114 @@
+"""Products of dense layers: on a CPU the kernel's gradient takes another form, the same value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from multimodal.nn import dense
+from multimodal.nn.dense import Dense, DenseGeneral, Heads, product
+from multimodal.nn.layers import Mlp
+from tests import laws
+
+# Rows, what a kernel takes and what it gives: wider, narrower, square, several axes, few rows.
+SHAPES = [
+    ((2, 7), (4,), (16,)),
+    ((2, 70), (16,), (4,)),
+    ((3,), (5,), (5,)),
+    ((2, 9), (6,), (2, 3)),
+    ((2, 9), (2, 3), (6,)),
+    ((2, 90), (2, 8), (2, 3)),
+    ((1,), (64,), (2,)),
+]
+
+
+def given(rows, into, out, dtype):
+    rng = np.random.default_rng(0)
+    arrays = (rng.standard_normal(s) for s in ((*rows, *into), (*into, *out), (*rows, *out)))
+    x, kernel, weight = (jnp.asarray(a, dtype) for a in arrays)
+    n, k = len(into), len(rows)
+    dims = ((tuple(range(k, k + n)), tuple(range(n))), ((), ()))
+    return x, kernel, weight, dims
+
+
+@pytest.mark.parametrize(("rows", "into", "out"), SHAPES)
+def test_values_and_gradients_are_those_of_jaxs_product(rows, into, out):
+    with jax.enable_x64():
+        x, kernel, weight, dims = given(rows, into, out, jnp.float64)
+
+        def loss(multiply, x, kernel):
+            return (jnp.tanh(multiply(x, kernel, dims)) * weight).sum()
+
+        def second(multiply, x, kernel):  # a gradient of a gradient, as critics' penalties take
+            dx, dk = jax.grad(loss, (1, 2))(multiply, x, kernel)
+            return (dx**2).sum() + (dk**3).sum()
+
+        for fn in (loss, second):
+            ours, jaxs = (
+                jax.jit(jax.value_and_grad(fn, (1, 2)), static_argnums=0)(multiply, x, kernel)
+                for multiply in (product, jax.lax.dot_general)
+            )
+            assert laws.worst(ours, jaxs) < 1e-12
+
+
+@pytest.mark.parametrize(("rows", "into", "out"), SHAPES)
+def test_the_gradient_turns_the_fewer_numbers(rows, into, out):
+    """Of x before the product, or of dy before it and the result after."""
+    x, kernel, weight, dims = given(rows, into, out, jnp.float32)
+    grad = jax.grad(lambda kernel: (product(x, kernel, dims) * weight).sum())
+    products = [e for e in jax.make_jaxpr(grad)(kernel).eqns if e.primitive.name == "dot_general"]
+    first = products[-1].invars[0].aval.shape
+    if x.size <= weight.size + kernel.size:
+        assert first == x.shape
+    else:
+        assert first == weight.shape
+
+
+@pytest.mark.parametrize("elsewhere", ["tpu", "gpu"])
+def test_other_platforms_have_jaxs_own_gradient(monkeypatch, elsewhere):
+    monkeypatch.setattr(dense, "platform", lambda: elsewhere)
+    x, kernel, _, dims = given((2, 7), (4,), (16,), jnp.float32)
+    ours, jaxs = (
+        str(jax.make_jaxpr(jax.grad(lambda k, fn=fn: fn(x, k, dims).sum()))(kernel))
+        for fn in (product, jax.lax.dot_general)
+    )
+    assert ours == jaxs
+
+
+def test_layers_have_flaxs_parameters_and_values():
+    x = np.random.default_rng(0).standard_normal((2, 5, 12), np.float32)
+    pairs = [
+        (Dense(8), nn.Dense(8), x),
+        (DenseGeneral(8, axis=(-2, -1)), nn.DenseGeneral(8, axis=(-2, -1)), x.reshape(2, 5, 3, 4)),
+    ]
+    for ours, flaxs, given in pairs:
+        params = ours.init(jax.random.key(1), given)
+        assert laws.worst(params, flaxs.init(jax.random.key(1), given)) == 0
+        assert laws.worst(ours.apply(params, given), flaxs.apply(params, given)) == 0
+
+
+def test_heads_are_a_dense_layer_of_the_same_parameters_however_it_adds_its_bias():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 16)), jnp.float32)
+    for bias in (True, False):
+        usual, flat = (Heads((2, 8), use_bias=bias, flat=flat) for flat in (False, True))
+        flaxs = nn.DenseGeneral((2, 8), use_bias=bias)
+        params = [m.init(jax.random.key(0), x) for m in (usual, flat, flaxs)]
+        assert all(laws.worst(p, params[0]) == 0 for p in params)
+        shifted = jax.tree.map(lambda p: p + 0.1, params[0])
+        gradients = [
+            jax.grad(lambda p, m=m: (m.apply(p, x) ** 3).sum())(shifted)
+            for m in (usual, flat, flaxs)
+        ]
+        assert all(laws.worst(g, gradients[0]) < 1e-5 for g in gradients)
+
+
+def test_an_mlps_gradients_are_multiplied_without_turning_what_is_wide():
+    """Against a JAX that learns to do so by itself: then this file can go."""
+    x = jnp.ones((2, 50, 16))
+    mlp = Mlp(16, 64)
+    params = mlp.init(jax.random.key(0), x)
+    step = jax.jit(jax.grad(lambda p: (mlp.apply(p, x) ** 2).sum()))
+    assert "lhs_contracting_dims={0}, rhs_contracting_dims={1}" not in (
+        step.lower(params).compile().as_text()
+    )
