@@ -24,8 +24,8 @@ def device_count(axes) -> int:
 
 
 def platform() -> str:
-    """The platform, 'cpu' say, of the mesh that is set, else of the default devices: a plan for
-    other devices than are here is traced for them.
+    """The platform, 'cpu' say, of the mesh that is set, else the default backend: what is compiled
+    for other devices than are here, for a plan, is traced for them.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()

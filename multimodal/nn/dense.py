@@ -10,7 +10,7 @@ from flax import linen as nn
 from multimodal.nn.batch import platform
 
 DOT = jax.lax.dot_general
-CODE = DOT.__code__
+CODE = getattr(DOT, "__code__", None)
 
 
 def product(x, kernel, dimension_numbers, precision=None, **kwargs):
@@ -20,20 +20,27 @@ def product(x, kernel, dimension_numbers, precision=None, **kwargs):
     JAX writes that gradient as (dy^T x)^T: XLA copies dy into the other order first, which after an
     MLP's first layer is four times as wide as x. Here it is x^T dy wherever that turns fewer
     numbers. GPUs and TPUs multiply in either order without a copy. On a CPU this differentiates in
-    reverse mode only.
+    reverse mode only, and a vmap over x alone sums the kernel's gradient after the product.
     """
     (contract, over), batch = dimension_numbers
     n = len(over)
     last = tuple(range(x.ndim - n, x.ndim))
     dense = tuple(contract) == last and tuple(over) == tuple(range(n)) and not any(batch)
-    if not dense or kwargs or platform() != "cpu" or replaced():
+    plain = kwargs or x.dtype != kernel.dtype or not partitioned_by_xla() or replaced()
+    if not dense or plain or platform() != "cpu":
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **kwargs)
     return _product(x, kernel, n, precision)
 
 
+def partitioned_by_xla() -> bool:
+    """Whether no axis of the mesh is explicit, or inside shard_map, where types tell the layout."""
+    types = jax.sharding.get_abstract_mesh().axis_types
+    return all(t == jax.sharding.AxisType.Auto for t in types)
+
+
 def replaced() -> bool:
     """Whether JAX's product is another while this is traced: qwix's, with gradients of its own."""
-    return jax.lax.dot_general is not DOT or DOT.__code__ is not CODE
+    return jax.lax.dot_general is not DOT or getattr(DOT, "__code__", None) is not CODE
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
