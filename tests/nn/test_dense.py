@@ -119,13 +119,13 @@ def test_where_types_tell_the_layout_jaxs_product_is_taken(kind):
     x, kernel, _, dims = given((2, 7), (4,), (16,), jnp.float32)
     with use_abstract_mesh(mesh):
         assert not dense.partitioned_by_xla()
-    params = jax.shard_map(
+    gradient = jax.shard_map(
         jax.grad(lambda kernel, x: product(x, kernel, dims).sum()),
         mesh=jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,)),
         in_specs=(PartitionSpec(), PartitionSpec("data")),
         out_specs=PartitionSpec(),
     )(kernel, x)
-    assert laws.worst(params, jnp.broadcast_to(x.sum((0, 1))[:, None], kernel.shape)) < 1e-5
+    assert laws.worst(gradient, jnp.broadcast_to(x.sum((0, 1))[:, None], kernel.shape)) < 1e-5
 
 
 def test_mixed_types_have_jaxs_own_gradients():
